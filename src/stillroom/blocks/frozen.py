@@ -1,0 +1,89 @@
+"""A teacher that cannot change: evaluated, without gradients, outside every state dict and optimizer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.data.batch import map_tensors
+
+
+class Frozen(nn.Module):
+    """Holds a network so that training cannot touch it.
+
+    The network is in eval mode whatever the module around it does, runs without gradients, and shows up in none of
+    `parameters()`, `modules()` and `state_dict()`; it still moves with `.to()`, and is copied by `copy.deepcopy`.
+
+    Args:
+        network: a module, or any callable `inputs -> outputs` (a teacher provider).
+        batch_norm: "running" uses the stored statistics; "batch" normalises by the current batch and leaves the stored
+            statistics alone.
+
+    Raises:
+        TypeError: `network` is not callable.
+        ValueError: `batch_norm` is another word.
+    """
+
+    def __init__(
+        self, network: nn.Module | Callable[[Any], Any], *, batch_norm: Literal["running", "batch"] = "running"
+    ) -> None:
+        super().__init__()
+        if not callable(network):
+            raise TypeError(f"a teacher must be a module or a function of the inputs, given {type(network).__name__}")
+        if batch_norm not in ("running", "batch"):
+            raise ValueError(f'batch_norm must be "running" or "batch", given {batch_norm!r}')
+        self.batch_norm = batch_norm
+        self._hidden = (network,)  # in a tuple: nn.Module registers modules, not tuples of them
+        if isinstance(network, nn.Module):
+            network.requires_grad_(False)
+            network.eval()
+
+    @property
+    def network(self) -> Any:
+        """The network that is held."""
+        return self._hidden[0]
+
+    @torch.no_grad()
+    def forward(self, inputs: Any) -> Any:
+        """Ask the network; what comes back carries no gradient."""
+        network = self.network
+        if not isinstance(network, nn.Module):
+            return map_tensors(network(inputs), Tensor.detach)
+        if network.training:  # somebody who holds the same network set it to train
+            network.eval()
+        if self.batch_norm == "running":
+            return network(inputs)
+        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        kept = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        for norm in norms:
+            norm.train()
+        try:
+            return network(inputs)
+        finally:
+            for norm, state in zip(norms, kept, strict=True):
+                norm.eval()
+                norm.load_state_dict(state)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits of a SHA-256 over names, shapes and values of all weights and buffers."""
+        return fingerprint(self.network) if isinstance(self.network, nn.Module) else "function"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        super()._apply(fn, recurse)
+        if isinstance(self.network, nn.Module):
+            self.network._apply(fn, recurse)
+        return self
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Twelve hex digits of a SHA-256 over names, shapes and values of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,134 @@
+"""What every loss shares: the reducer, the float32 rule and the checks of shapes and numbers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+P = ParamSpec("P")
+
+
+def reduce(values: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce per-item values as `torch.nn.functional` does.
+
+    The mean over no items at all is 0 and still connected to the graph, so that a batch in which everything is ignored
+    contributes nothing instead of NaN.
+
+    Args:
+        values: one value per item, any shape.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or `values` for "none".
+
+    Raises:
+        ValueError: `reduction` is another word.
+    """
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "mean":
+        return values.sum() / max(values.numel(), 1)
+    raise ValueError(f'reduction must be "mean", "sum" or "none", given {reduction!r}')
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 where it is narrower (half, bfloat16), and unchanged where it is not."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+
+
+def outside_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run a loss with autocast switched off, so that its own products and sums keep float32."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        device_type = first.device.type if first is not None else "cpu"
+        if not torch.is_autocast_enabled(device_type):
+            return function(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def check_positive(**named: float) -> None:
+    """Refuse numbers that are not above 0 (or not finite), naming them."""
+    for name, value in named.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a number above 0, given {value}")
+
+
+def check_not_negative(**named: float) -> None:
+    """Refuse numbers below 0 (or not finite), naming them."""
+    for name, value in named.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number of 0 or more, given {value}")
+
+
+def check_same_shape(**named: Tensor) -> None:
+    """Refuse two tensors of different shapes, naming both with their shapes."""
+    (first_name, first), (second_name, second) = named.items()
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} has shape {tuple(first.shape)}, but {second_name} has shape {tuple(second.shape)}: "
+            "they must be equal"
+        )
+
+
+def check_logits(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    min_classes: int = 2,
+    min_samples: int = 1,
+) -> None:
+    """Refuse logits (and labels) whose shapes or dtypes cannot be right.
+
+    Args:
+        student_logits: must be `(N, C)`.
+        teacher_logits: must be `(N, C)` too.
+        labels: must be `(N,)`, int64, where given.
+        min_classes: the smallest C the loss is defined for.
+        min_samples: the smallest N the loss is defined for.
+
+    Raises:
+        ValueError: one sentence with the shapes given and the remedy.
+    """
+    if student_logits.ndim != 2:
+        raise ValueError(
+            f"student_logits must have shape (N, C), given {tuple(student_logits.shape)}: "
+            "flatten positions to rows first (stillroom.losses.flatten_positions)"
+        )
+    if student_logits.shape != teacher_logits.shape:
+        remedy = (
+            "teacher and student must have the same classes"
+            if student_logits.shape[:1] == teacher_logits.shape[:1]
+            else "both networks must see the same batch"
+        )
+        raise ValueError(
+            f"student_logits have shape {tuple(student_logits.shape)}, but teacher_logits have shape "
+            f"{tuple(teacher_logits.shape)}: {remedy}"
+        )
+    samples, classes = student_logits.shape
+    if classes < min_classes:
+        raise ValueError(f"this loss needs at least {min_classes} classes, given logits of {classes}")
+    if samples < min_samples:
+        raise ValueError(f"this loss needs at least {min_samples} samples in a batch, given {samples}")
+    if labels is not None:
+        if labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64 class numbers, given dtype {labels.dtype}")
+        if labels.shape != (samples,):
+            raise ValueError(f"labels must have shape ({samples},) as the logits' rows, given {tuple(labels.shape)}")
+
+
+def flatten_positions(logits: Tensor) -> Tensor:
+    """Turn logits `(N, C, ...)` of dense predictions into rows `(N * ..., C)`; `(N, C)` stays as it is."""
+    return logits if logits.ndim == 2 else logits.movedim(1, -1).reshape(-1, logits.shape[1])

@@ -1,0 +1,212 @@
+"""A method: one module that turns a batch into named losses, in anybody's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.blocks.frozen import Frozen
+from stillroom.data.batch import Batch
+
+
+class Losses(Mapping[str, Tensor]):
+    """Named scalar terms, their weights, their sum, and the outputs they were computed from.
+
+    Args:
+        outputs: what the student said, so that metrics need no second pass.
+        weights: weight of a term in the total; 1 where not named. A term of weight 0 is shown and left out of the sum.
+        **terms: scalar tensors.
+
+    Raises:
+        ValueError: no term, a term that is not a scalar, or a weight without a term.
+
+    Example:
+        >>> losses = Losses(kd=torch.tensor(2.0), label=torch.tensor(3.0), weights={"kd": 0.5})
+        >>> float(losses.total)
+        4.0
+    """
+
+    def __init__(self, *, outputs: Any = None, weights: Mapping[str, float] | None = None, **terms: Tensor) -> None:
+        self.outputs = outputs
+        self.terms = terms
+        self.weights = {name: 1.0 for name in terms} | dict(weights or {})
+        if not terms:
+            raise ValueError("Losses needs at least one named term, given none")
+        for name, term in terms.items():
+            if not isinstance(term, Tensor) or term.ndim:
+                given = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
+                raise ValueError(f"loss term {name!r} must be a scalar tensor, given {given}: reduce it first")
+        if strange := set(self.weights) - set(terms):
+            raise ValueError(f"weights are given for {sorted(strange)}, but the terms are {sorted(terms)}")
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the terms, a scalar that gradients flow from."""
+        weighted = [self.weights[name] * term for name, term in self.terms.items() if self.weights[name] != 0]
+        return torch.stack(weighted).sum() if len(weighted) > 1 else (weighted or [0 * next(iter(self.values()))])[0]
+
+    def only(self, names: Iterable[str]) -> Losses:
+        """Keep some of the terms (a stage that trains by a part of them)."""
+        kept = {name: self.terms[name] for name in names}
+        return Losses(outputs=self.outputs, weights={name: self.weights[name] for name in kept}, **kept)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.terms)
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={float(term.detach()):.4g} (x{self.weights[name]:g})" for name, term in self.terms.items())
+        return f"Losses({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method must be given.
+
+    Attributes:
+        labels: "every" row of a batch, "some" rows (the others may be unlabelled), or "none".
+        index: whether `batch.index` must number the samples of one fixed data set.
+        teacher: whether there is a teacher at all.
+        features: whether it reads activations inside teacher and student, not only their outputs.
+        full_logits: whether a cache that keeps only the top classes would change the loss.
+        teacher_at: "any" inputs may be answered by a cache; "own" when the method asks its teacher about inputs that
+            it makes itself (mixtures, crops), so that no cache can answer.
+        min_classes: the fewest classes it is defined for.
+        min_batch: the fewest samples in a batch.
+        whole_batch: empty when the loss is a mean over samples; else why two halves of a batch do not give the whole
+            batch's loss (samples are compared with each other, memories are updated, ...).
+        tasks: names of the tasks it works for.
+    """
+
+    labels: Literal["every", "some", "none"] = "every"
+    index: bool = False
+    teacher: bool = True
+    features: bool = False
+    full_logits: bool = True
+    teacher_at: Literal["any", "own"] = "any"
+    min_classes: int = 2
+    min_batch: int = 1
+    whole_batch: str = ""
+    tasks: tuple[str, ...] = ("classification",)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How far training is; `fit` sets it before each step.
+
+    A method in somebody's own loop that nobody tells the time stands at the end: every warm-up is over.
+    """
+
+    step: int = 0
+    epoch: float = float("inf")
+    progress: float = 1.0
+
+    def ramp(self, share: float) -> float:
+        """Rise from 0 to 1 over the first `share` of training, then stay at 1; no ramp at all for share 0."""
+        return 1.0 if share <= 0 else min(self.progress / share, 1.0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: which players take their turns, by which terms, for how long.
+
+    Attributes:
+        name: shown in the log.
+        players: whose turns are taken; None for all of them.
+        terms: which loss terms count; None for all of them.
+        share: the part of all steps that this stage takes, relative to the other stages' shares.
+        data: name of the training split to draw from: "train", or another that the task provides.
+    """
+
+    name: str = "train"
+    players: tuple[str, ...] | None = None
+    terms: tuple[str, ...] | None = None
+    share: float = 1.0
+    data: str = "train"
+
+
+class Method(nn.Module):
+    """Base of all methods: `method(batch) -> Losses`.
+
+    A subclass sets `needs`, keeps what it trains as submodules, keeps its teacher in `stillroom.blocks.Frozen`, and
+    writes `forward`. It is an ordinary module: call it in your own loop, sum `losses.total`, step an optimizer over
+    `method.parameters()`, and ship `method.product`.
+
+    Args:
+        student: the network that is trained.
+        teacher: the network (or provider) that is learned from, frozen here; None for methods that have none.
+
+    Raises:
+        TypeError: student is not a module.
+        ValueError: the method needs a teacher and there is none, or the student has nothing to train.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    may_be_negative: ClassVar[tuple[str, ...]] = ()
+    zero_at_teacher: ClassVar[tuple[str, ...]] = ()
+    """Terms that are 0, without gradient, when the student says exactly what the teacher says."""
+
+    teacher: Any
+
+    def __init__(self, student: nn.Module, teacher: Any = None) -> None:
+        super().__init__()
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a torch.nn.Module, given {type(student).__name__}")
+        if self.needs.teacher and teacher is None:
+            raise ValueError(f"{type(self).__name__} learns from a teacher, given none: pass teacher=")
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError("student has no parameter that requires a gradient: there is nothing to train")
+        self.student = student
+        self.teacher = None if teacher is None else teacher if isinstance(teacher, Frozen) else Frozen(teacher)
+        self.clock = Clock()
+
+    def forward(self, batch: Batch) -> Losses:
+        """Compute the named losses of a batch."""
+        raise TypeError(f"{type(self).__name__} must define forward(batch) -> Losses")
+
+    @property
+    def product(self) -> nn.Module:
+        """What ships: the student, unless the method says otherwise (an average, a merged or a pruned network)."""
+        return unwrap(self.student)
+
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        """Groups of trainable parameters with an optimizer each; by default one, "student", with everything."""
+        return {"student": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
+        """Yield `(player, losses)` in order; the loop steps that player before it asks for the next."""
+        yield "student", self(batch)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the training, in order; by default one."""
+        return (Stage(),)
+
+    def adjust_gradients(self, player: str) -> None:
+        """Change a player's gradients between backward and step (gradient surgery); by default nothing."""
+
+    def after_step(self, player: str) -> None:
+        """Follow a player's step with what is not trained by gradients (averages, memories); by default nothing."""
+
+    def tell_time(self, step: int, epoch: float, progress: float) -> None:
+        """Set `clock`: steps taken, epochs begun (fractional), and the part of all steps taken, in [0, 1]."""
+        self.clock = replace(self.clock, step=step, epoch=epoch, progress=progress)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the network inside what DDP, FSDP or torch.compile put around it."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
