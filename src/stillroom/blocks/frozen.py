@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stillroom.data.batch import map_tensors
+from stillroom.data.batch import Batch, map_tensors
 
 
 class Frozen(nn.Module):
@@ -20,7 +20,8 @@ class Frozen(nn.Module):
     `parameters()`, `modules()` and `state_dict()`; it still moves with `.to()`, and is copied by `copy.deepcopy`.
 
     Args:
-        network: a module, or any callable `inputs -> outputs` (a teacher provider).
+        network: a module, called with the inputs; or a teacher provider, which is any other callable or a module with
+            `takes_batch = True`, called with the whole `Batch` (`predict(batch) -> outputs`).
         batch_norm: "running" uses the stored statistics; "batch" normalises by the current batch and leaves the stored
             statistics alone.
 
@@ -34,7 +35,7 @@ class Frozen(nn.Module):
     ) -> None:
         super().__init__()
         if not callable(network):
-            raise TypeError(f"a teacher must be a module or a function of the inputs, given {type(network).__name__}")
+            raise TypeError(f"a teacher must be a module or a function predict(batch), given {type(network).__name__}")
         if batch_norm not in ("running", "batch"):
             raise ValueError(f'batch_norm must be "running" or "batch", given {batch_norm!r}')
         self.batch_norm = batch_norm
@@ -50,10 +51,17 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Any) -> Any:
-        """Ask the network; what comes back carries no gradient."""
+        """Ask the network; what comes back carries no gradient.
+
+        Args:
+            inputs: a `Batch`, or inputs alone (a provider then gets a batch without labels and indices).
+        """
         network = self.network
-        if not isinstance(network, nn.Module):
-            return map_tensors(network(inputs), Tensor.detach)
+        if not isinstance(network, nn.Module) or getattr(network, "takes_batch", False):
+            batch = inputs if isinstance(inputs, Batch) else Batch(inputs)
+            return map_tensors(network(batch), Tensor.detach)
+        if isinstance(inputs, Batch):
+            inputs = inputs.inputs
         if network.training:  # somebody who holds the same network set it to train
             network.eval()
         if self.batch_norm == "running":
