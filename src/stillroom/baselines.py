@@ -1,0 +1,147 @@
+"""What every method is compared with: the student alone, Hinton's distillation, and controls that must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.blocks.frozen import Frozen
+from stillroom.data.batch import Batch
+from stillroom.losses._shared import check_not_negative, check_positive
+from stillroom.method import Losses, Method, Needs
+from stillroom.task import Classification, Task
+
+EVERY_TASK = ("classification", "multi-label", "segmentation", "regression", "embeddings")
+
+
+class Alone(Method):
+    """Trains the student by the labels alone: the baseline that distillation has to beat.
+
+    Args:
+        student: inputs -> outputs of the task.
+        teacher: taken and ignored, so that every arm is built alike.
+        task: whose supervised loss is used; classification when not given.
+
+    Losses:
+        label: the task's supervised loss over the labelled rows.
+
+    Example:
+        >>> method = Alone(torch.nn.Linear(4, 3))
+        >>> losses = method(Batch(torch.randn(8, 4), torch.randint(3, (8,))))
+        >>> list(losses)
+        ['label']
+    """
+
+    needs = Needs(labels="some", teacher=False, tasks=EVERY_TASK)
+
+    def __init__(self, student: nn.Module, teacher: Any = None, *, task: Task | None = None) -> None:
+        super().__init__(student)
+        self.task = task or Classification()
+
+    def forward(self, batch: Batch) -> Losses:
+        """Return the supervised loss of a batch."""
+        outputs = self.student(batch.inputs)
+        if batch.labels is None:
+            raise ValueError("the student alone learns from labels, but this batch has none")
+        return Losses(label=self.task.supervised_loss(outputs, batch.labels), outputs=outputs)
+
+
+alone = Alone
+
+
+class KD(Method):
+    """Trains a student on its teacher's softened outputs and on the labels, where there are any (Hinton et al. 2015).
+
+    For tasks other than classification the softened outputs are compared as the task says: per position, per class, by
+    squared error or by cosine.
+
+    Args:
+        student: inputs -> outputs of the task.
+        teacher: inputs -> outputs of the same shape; frozen here.
+        temperature: T, above 0.
+        label_weight: weight of the supervised loss, 0 or more.
+        distill_weight: weight of the distillation loss, 0 or more.
+        task: whose losses are used; classification when not given.
+
+    Losses:
+        label: the task's supervised loss over the labelled rows; absent when the batch carries no labels.
+        distill: `T^2 KL(teacher || student)` over all rows, labelled or not.
+
+    Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2; the weights 0.1 and 0.9 and T = 4 are those of the
+        CIFAR-100 tables of the field.
+
+    Example:
+        >>> method = KD(torch.nn.Linear(4, 3), torch.nn.Linear(4, 3), temperature=2.0)
+        >>> losses = method(Batch(torch.randn(8, 4), torch.randint(3, (8,))))
+        >>> sorted(losses)
+        ['distill', 'label']
+    """
+
+    needs = Needs(labels="some", tasks=EVERY_TASK)
+    zero_at_teacher = ("distill",)
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Any,
+        *,
+        temperature: float = 4.0,
+        label_weight: float = 0.1,
+        distill_weight: float = 0.9,
+        task: Task | None = None,
+    ) -> None:
+        super().__init__(student, teacher)
+        check_positive(temperature=temperature)
+        check_not_negative(label_weight=label_weight, distill_weight=distill_weight)
+        self.temperature = temperature
+        self.label_weight = label_weight
+        self.distill_weight = distill_weight
+        self.task = task or Classification()
+
+    def forward(self, batch: Batch) -> Losses:
+        """Return the supervised and the distillation loss of a batch."""
+        student_outputs = self.student(batch.inputs)
+        teacher_outputs = self.teacher(batch)
+        distill = self.task.distillation_loss(student_outputs, teacher_outputs, temperature=self.temperature)
+        terms = {"distill": distill}
+        weights = {"distill": self.distill_weight}
+        if batch.labels is not None and self.task.needs_labels:
+            terms["label"] = self.task.supervised_loss(student_outputs, batch.labels)
+            weights["label"] = self.label_weight
+        return Losses(outputs=student_outputs, weights=weights, **terms)
+
+
+class ScrambledTeacher(nn.Module):
+    """A control: says the same favourite with the same confidence, but gives each other class its neighbour's score.
+
+    What is lost is only which wrong classes are likely: a method that lives on it must lose its gain.
+
+    Args:
+        network: inputs -> logits `(N, C)`, C of 3 or more.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.network if isinstance(network, Frozen) else network
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the network's logits `(N, C)` with the classes other than the favourite moved on by one."""
+        logits = self.network(inputs)
+        classes = logits.shape[1]
+        favourite = logits.argmax(dim=1, keepdim=True)
+        position = torch.arange(classes - 1, device=logits.device).expand(len(logits), -1)
+        others = position + (position >= favourite)  # class numbers without the favourite
+        return logits.scatter(1, others, logits.gather(1, others.roll(1, dims=1)))
+
+
+def _build_scrambled(method: Callable[..., Method], student: nn.Module, teacher: Any, **options: Any) -> Method:
+    return method(student, ScrambledTeacher(teacher), **options)
+
+
+def with_scrambled_teacher(method: Callable[..., Method]) -> Callable[..., Method]:
+    """Return the method with `ScrambledTeacher` between it and its teacher: the same in all but the wrong classes."""
+    return partial(_build_scrambled, method)
