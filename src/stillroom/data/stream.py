@@ -1,0 +1,211 @@
+"""The order of training: the number of a step alone decides its batch, on any number of processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from stillroom.data.augment import Augmentation, draws_of
+from stillroom.data.batch import UNLABELLED, Batch
+from stillroom.data.rows import generator
+from stillroom.data.samples import Samples
+
+T = TypeVar("T")
+ORDER, POOL_ORDER, AUGMENT = 1, 2, 3  # what a seed's random numbers are for
+
+
+class Stream:
+    """An endless, repeatable stream of training batches.
+
+    Step s belongs to epoch `s // len(stream)`; the order of an epoch comes from (seed, epoch), the augmentation from
+    (seed, step). So a run that continues at step s sees what an uninterrupted run sees, and every number of processes
+    sees the same augmented global batch, of which process `rank` gets rows `rank::world`. Samples that do not fill a
+    last batch wait for the next epoch; a data set smaller than `batch_size` is one batch per epoch.
+
+    Args:
+        samples: what is trained on.
+        batch_size: rows of a global batch, 1 or more; a multiple of `world`.
+        seed: 0 or more.
+        augment: `augment(batch, uniform)` with `uniform` `(N, augment.draws)` in [0, 1); see `stillroom.data.augment`.
+        unlabelled: a pool whose rows follow the labelled ones, with label -100 (NaN for float labels). The pool has its
+            own epochs. Its rows keep their numbers in `index` where none of them is a number of `samples` too; else
+            `samples.population` is added to them.
+        unlabelled_batch: rows of the pool in a global batch; a multiple of `world`.
+        rank: which process this is, in [0, world).
+        world: how many processes share a global batch.
+        workers: threads that read ahead in `batches`, for samples that are not in memory. They ask the data set for
+            different rows at the same time: leave it at 0 for a data set that cannot stand that.
+
+    Raises:
+        ValueError: no samples, a number out of range, a batch that cannot be shared evenly, a pool of other inputs.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augmentation | None = None,
+        unlabelled: Samples | None = None,
+        unlabelled_batch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if not len(samples):
+            raise ValueError("there are 0 samples to train on: give at least one")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, given {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed must be a whole number of 0 or more, given {seed}")
+        if unlabelled_batch < 0 or workers < 0:
+            raise ValueError(f"unlabelled_batch and workers must be 0 or more, given {unlabelled_batch} and {workers}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in [0, world), given rank {rank} of world {world}")
+        if unlabelled_batch and (unlabelled is None or not len(unlabelled)):
+            raise ValueError(f"unlabelled_batch is {unlabelled_batch}, but there is no unlabelled sample: give a pool")
+        pool = unlabelled if unlabelled_batch else None
+        self.samples = samples
+        self.pool = pool
+        self.batch_size = min(batch_size, len(samples))
+        self.pool_batch = 0 if pool is None else min(unlabelled_batch, len(pool))
+        self.seed, self.augment, self.rank, self.world, self.workers = seed, augment, rank, world, workers
+        for name, rows in (("batch_size", self.batch_size), ("unlabelled_batch", self.pool_batch)):
+            if rows % world:
+                raise ValueError(f"{rows} rows cannot be shared evenly by {world} processes: make {name} a multiple")
+        self._offset = 0
+        if pool is not None:
+            if pool.shape != samples.shape:
+                raise ValueError(
+                    f"unlabelled inputs have shape {pool.shape}, but labelled ones have shape {samples.shape}: "
+                    "load both with the same image_size and channels"
+                )
+            if bool(torch.isin(pool.index, samples.index).any()):
+                self._offset = samples.population
+        self._orders: dict[int, tuple[int, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of steps in an epoch."""
+        return len(self.samples) // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """Make the batch of a step, this process's share of it.
+
+        Args:
+            step: number of the step since the beginning of training, 0 or more.
+        """
+        if step < 0:
+            raise ValueError(f"step must be 0 or more, given {step}")
+        mine = slice(self.rank, None, self.world)
+        rows = self._rows(ORDER, step, len(self.samples), self.batch_size)
+        batch = self.samples.batch(rows[mine])
+        if self.pool is not None:
+            pool_rows = self._rows(POOL_ORDER, step, len(self.pool), self.pool_batch)
+            batch = follow(batch, self.pool.batch(pool_rows[mine]), self._offset)
+        if self.augment is None:
+            return batch
+        uniform = torch.rand(
+            self.batch_size + self.pool_batch, draws_of(self.augment), generator=generator(self.seed, AUGMENT, step)
+        )
+        return self.augment(batch, uniform[mine])
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of steps start, start + 1, ..., stop - 1; without end for None."""
+        steps: Iterable[int] = _count(start, stop)
+        lazy = self.samples.lazy or (self.pool is not None and self.pool.lazy)
+        return ahead(self.batch, steps, self.workers if lazy else 0)
+
+    def _rows(self, purpose: int, step: int, length: int, size: int) -> Tensor:
+        epoch, place = divmod(step, length // size)
+        kept = self._orders.get(purpose)
+        if kept is None or kept[0] != epoch:
+            kept = (epoch, torch.randperm(length, generator=generator(self.seed, purpose, epoch)))
+            self._orders[purpose] = kept
+        return kept[1][place * size : (place + 1) * size]
+
+
+def sequential(samples: Samples, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+    """Yield all samples once, in order; the last batch may be smaller.
+
+    Args:
+        samples: what is evaluated on.
+        batch_size: rows of a batch, 1 or more.
+        workers: threads that read ahead, for samples that are not in memory.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, given {batch_size}")
+    rows = torch.arange(len(samples)).split(batch_size) if len(samples) else ()
+    return ahead(samples.batch, rows, workers if samples.lazy else 0)
+
+
+def follow(batch: Batch, pool: Batch, offset: int = 0) -> Batch:
+    """Append rows without labels to a batch.
+
+    Args:
+        batch: the rows that come first.
+        pool: the rows that follow; their labels are not looked at.
+        offset: added to `pool.index`.
+
+    Raises:
+        ValueError: the two do not carry the same further fields, or inputs of another form.
+    """
+    if set(batch.fields) != set(pool.fields):
+        raise ValueError(
+            f"labelled samples carry the fields {sorted(batch.fields)}, but unlabelled ones {sorted(pool.fields)}: "
+            "give both the same"
+        )
+    labels = None
+    if batch.labels is not None:
+        nothing = float("nan") if batch.labels.is_floating_point() else UNLABELLED
+        labels = torch.cat([batch.labels, batch.labels.new_full((len(pool), *batch.labels.shape[1:]), nothing)])
+    index = None
+    if batch.index is not None and pool.index is not None:
+        index = torch.cat([batch.index, pool.index + offset])
+    fields = {name: _join(value, pool.fields[name]) for name, value in batch.fields.items()}
+    return Batch(_join(batch.inputs, pool.inputs), labels, index, **fields)
+
+
+def ahead(function: Callable[[Any], T], items: Iterable[Any], workers: int) -> Iterator[T]:
+    """Map a function over items in order; with workers, that many threads work up to two items each ahead."""
+    if not workers:
+        yield from map(function, items)
+        return
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="stillroom-data") as threads:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in remaining:
+                waiting.append(threads.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _count(start: int, stop: int | None) -> Iterator[int]:
+    step = start
+    while stop is None or step < stop:
+        yield step
+        step += 1
+
+
+def _join(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return {key: _join(value, second[key]) for key, value in first.items()}
+    if isinstance(first, (list, tuple)) and type(first) is type(second) and len(first) == len(second):
+        return type(first)(_join(one, other) for one, other in zip(first, second, strict=True))
+    raise ValueError(
+        f"labelled and unlabelled samples differ in form ({type(first).__name__} and {type(second).__name__}): "
+        "give both the same"
+    )
