@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from stillroom.data.augment import augmentation as augmentation
     from stillroom.data.batch import UNLABELLED as UNLABELLED
     from stillroom.data.batch import Batch as Batch
-    from stillroom.data.rows import choose as choose
-    from stillroom.data.rows import hold_out as hold_out
     from stillroom.data.embedded import digits as digits
     from stillroom.data.embedded import keep_labels as keep_labels
+    from stillroom.data.rows import choose as choose
+    from stillroom.data.rows import hold_out as hold_out
     from stillroom.data.samples import LazySamples as LazySamples
     from stillroom.data.samples import Samples as Samples
     from stillroom.data.samples import Splits as Splits

@@ -1,8 +1,9 @@
 """Augmentation of whole batches, driven by uniform numbers from outside: the same numbers make the same batch.
 
 A policy is `policy(batch, uniform) -> Batch` with a number `draws`: how many uniform numbers in [0, 1) a sample needs.
-Where labels are class masks `(N, H, W)` as large as the images, they move with the images; pixels that come from outside
-get -100. Other labels and fields stay as they are, so a policy that moves the image is wrong for labels that name places.
+Where labels are class masks `(N, H, W)` as large as the images, they move with the images, and pixels that come from
+outside get -100. Other labels and fields stay as they are: a policy that moves the image is wrong for labels that name
+places in it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def generator(*numbers: int) -> torch.Generator:
     """Make a random generator that depends on these numbers (of 0 or more) and on nothing else."""
     if any(number < 0 for number in numbers):
         raise ValueError(f"a seed must be a whole number of 0 or more, given {min(numbers)}")
-    state = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    state = int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state >> 1)
 
 

@@ -1,4 +1,4 @@
-"""Data sets as the training loop reads them: any rows at any time, numbered for ever, in memory or fetched when asked."""
+"""Data sets as the training loop reads them: any rows at any time, numbered for ever, in memory or fetched."""
 
 from __future__ import annotations
 
