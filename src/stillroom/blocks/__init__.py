@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
-    from stillroom.blocks.features import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.frozen import Frozen, fingerprint
+    from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, matched_taps
     from stillroom.blocks.taps import Taps, tap_root
 
@@ -18,15 +18,15 @@ _EXPORTS = {
     "HintRegressor": "align",
     "MatchedTaps": "stages",
     "Taps": "taps",
-    "as_map": "features",
-    "as_tokens": "features",
+    "as_map": "shapes",
+    "as_tokens": "shapes",
     "default_taps": "stages",
     "fingerprint": "frozen",
-    "grid_of": "features",
-    "kind_of": "features",
+    "grid_of": "shapes",
+    "kind_of": "shapes",
     "matched_taps": "stages",
-    "pooled": "features",
-    "resize": "features",
+    "pooled": "shapes",
+    "resize": "shapes",
     "tap_root": "taps",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks.features import Shape, as_map, as_tokens, grid_of, kind_of, pooled, resize, shown
+from stillroom.blocks.shapes import Shape, as_map, as_tokens, grid_of, kind_of, pooled, resize, shown
 
 
 class Align(nn.Module):

@@ -1,4 +1,4 @@
-"""Features of all kinds: conv maps, tokens and vectors, told apart by their shapes and turned into each other."""
+"""Shapes of features: conv maps, tokens and vectors, told apart and turned into each other."""
 
 from __future__ import annotations
 
