@@ -1,0 +1,83 @@
+"""Losses: pure functions of tensors, grouped by what is matched."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.losses._shared import Reduction as Reduction
+    from stillroom.losses._shared import flatten_positions as flatten_positions
+    from stillroom.losses._shared import reduce as reduce
+    from stillroom.losses.distributions import generalized_jensen_shannon as generalized_jensen_shannon
+    from stillroom.losses.distributions import kl_divergence as kl_divergence
+    from stillroom.losses.distributions import reverse_kl_divergence as reverse_kl_divergence
+    from stillroom.losses.features import attention_transfer_loss as attention_transfer_loss
+    from stillroom.losses.features import hint_loss as hint_loss
+    from stillroom.losses.features import masked_generative_loss as masked_generative_loss
+    from stillroom.losses.features import review_context_loss as review_context_loss
+    from stillroom.losses.logits import bernoulli_kd_loss as bernoulli_kd_loss
+    from stillroom.losses.logits import dist_inter_class_loss as dist_inter_class_loss
+    from stillroom.losses.logits import dist_intra_class_loss as dist_intra_class_loss
+    from stillroom.losses.logits import dist_loss as dist_loss
+    from stillroom.losses.logits import dkd_loss as dkd_loss
+    from stillroom.losses.logits import kd_loss as kd_loss
+    from stillroom.losses.logits import nckd_loss as nckd_loss
+    from stillroom.losses.logits import standardize_logits as standardize_logits
+    from stillroom.losses.logits import tckd_loss as tckd_loss
+    from stillroom.losses.ranking import plackett_luce_loss as plackett_luce_loss
+    from stillroom.losses.ranking import pld_loss as pld_loss
+    from stillroom.losses.ranking import teacher_optimal_permutation as teacher_optimal_permutation
+    from stillroom.losses.relations import crd_loss as crd_loss
+    from stillroom.losses.relations import rkd_angle_loss as rkd_angle_loss
+    from stillroom.losses.relations import rkd_distance_loss as rkd_distance_loss
+    from stillroom.losses.relations import rkd_loss as rkd_loss
+    from stillroom.losses.supervised import binary_cross_entropy as binary_cross_entropy
+    from stillroom.losses.supervised import cross_entropy as cross_entropy
+    from stillroom.losses.supervised import mean_squared_error as mean_squared_error
+
+_EXPORTS = {
+    "Reduction": "_shared",
+    "attention_transfer_loss": "features",
+    "bernoulli_kd_loss": "logits",
+    "binary_cross_entropy": "supervised",
+    "crd_loss": "relations",
+    "cross_entropy": "supervised",
+    "dist_inter_class_loss": "logits",
+    "dist_intra_class_loss": "logits",
+    "dist_loss": "logits",
+    "dkd_loss": "logits",
+    "flatten_positions": "_shared",
+    "generalized_jensen_shannon": "distributions",
+    "hint_loss": "features",
+    "kd_loss": "logits",
+    "kl_divergence": "distributions",
+    "masked_generative_loss": "features",
+    "mean_squared_error": "supervised",
+    "nckd_loss": "logits",
+    "plackett_luce_loss": "ranking",
+    "pld_loss": "ranking",
+    "reduce": "_shared",
+    "reverse_kl_divergence": "distributions",
+    "review_context_loss": "features",
+    "rkd_angle_loss": "relations",
+    "rkd_distance_loss": "relations",
+    "rkd_loss": "relations",
+    "standardize_logits": "logits",
+    "tckd_loss": "logits",
+    "teacher_optimal_permutation": "ranking",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

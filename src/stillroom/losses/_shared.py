@@ -132,3 +132,81 @@ def check_logits(
 def flatten_positions(logits: Tensor) -> Tensor:
     """Turn logits `(N, C, ...)` of dense predictions into rows `(N * ..., C)`; `(N, C)` stays as it is."""
     return logits if logits.ndim == 2 else logits.movedim(1, -1).reshape(-1, logits.shape[1])
+
+
+def check_label_range(labels: Tensor, classes: int) -> None:
+    """Refuse class numbers outside [0, classes), on the CPU.
+
+    On an accelerator reading the values would stall it in every step; there the task checks them on the first batch.
+    """
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), given labels from {lowest} to {highest}: number the classes from 0, "
+            "and leave rows without a label out (ignore_index, where the loss has one)"
+        )
+
+
+def check_finite(**named: Tensor) -> None:
+    """Refuse NaN and infinite values, on the CPU (on an accelerator the check on the first batch finds them)."""
+    for name, tensor in named.items():
+        if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} must be finite, given NaN or infinite values: check the network that made them")
+
+
+def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
+    """Refuse features that are not two maps `(N, C, H, W)` of the same batch."""
+    for name, feature in (("student_feature", student_feature), ("teacher_feature", teacher_feature)):
+        if feature.ndim != 4:
+            raise ValueError(
+                f"{name} must be a map (N, C, H, W), given shape {tuple(feature.shape)}: turn tokens into a map first "
+                "(stillroom.blocks.as_map)"
+            )
+    check_same_batch(student_feature, teacher_feature)
+
+
+def check_same_batch(student_feature: Tensor, teacher_feature: Tensor, *, min_samples: int = 1) -> None:
+    """Refuse features of different numbers of samples, or of too few."""
+    if len(student_feature) != len(teacher_feature):
+        raise ValueError(
+            f"student_feature has {len(student_feature)} samples, but teacher_feature has {len(teacher_feature)}: "
+            "both networks must see the same batch"
+        )
+    if len(student_feature) < min_samples:
+        raise ValueError(f"this loss needs at least {min_samples} samples in a batch, given {len(student_feature)}")
+
+
+def kept_rows(labels: Tensor, ignore_index: int) -> Tensor:
+    """Return which rows count, `(N,)` bool.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    kept = labels != ignore_index
+    if not bool(kept.any()):
+        raise ValueError(
+            f"all {labels.numel()} labels are the ignored {ignore_index}: this loss needs at least one labelled row"
+        )
+    return kept
+
+
+def reduce_known(values: Tensor, known: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce per-item values of which only some count; the others are 0 for "none".
+
+    Args:
+        values: one value per item, any shape; what stands at an item that does not count must be finite.
+        known: bool, the same shape: which items count.
+        reduction: "mean" (over the items that count; 0 and connected to the graph where there are none), "sum" or
+            "none".
+    """
+    counted = torch.where(known, values, 0)
+    if reduction != "mean":
+        return reduce(counted, reduction)
+    return counted.sum() / known.sum().clamp(min=1)
+
+
+def spread(values: Tensor, kept: Tensor) -> Tensor:
+    """Put the values of the kept rows back to their places; 0 elsewhere."""
+    return values.new_zeros(kept.shape).masked_scatter(kept, values)
