@@ -168,6 +168,7 @@ class Method(nn.Module):
         self.student = student
         self.teacher = None if teacher is None else teacher if isinstance(teacher, Frozen) else Frozen(teacher)
         self.clock = Clock()
+        self.stage = Stage()
 
     def forward(self, batch: Batch) -> Losses:
         """Compute the named losses of a batch."""

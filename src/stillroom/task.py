@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import UNLABELLED, Batch, tensors_in
 from stillroom.losses import (
     Reduction,
@@ -186,7 +187,7 @@ class Task:
         try:
             for batch in batches:
                 batch = batch.to(device or "cpu")
-                outputs = network(batch.inputs)
+                outputs = network(batch) if isinstance(network, Frozen) else network(batch.inputs)
                 if meter is None:
                     meter = self.meter(outputs.shape[1], with_teacher=teacher is not None)
                 meter.update(outputs.float(), batch.labels, None if teacher is None else teacher(batch).float())

@@ -1,0 +1,225 @@
+"""An arm: what is run for one seed. Training arms are built here from a method, a student and a teacher."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom import hub
+from stillroom.blocks.frozen import Frozen
+from stillroom.checkpoint import seed_everything
+from stillroom.data.samples import Splits
+from stillroom.data.stream import sequential
+from stillroom.fit import Fitted, fit
+from stillroom.method import Method
+from stillroom.task import Task
+from stillroom.training import Training
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an arm is told by the run it belongs to.
+
+    Attributes:
+        folder: where this arm and seed may write.
+        teacher: the frozen teacher, where the experiment has one.
+        training: how training arms train.
+        device: None for the machine's own choice.
+        workers: threads that read data ahead.
+        resume: go on from a checkpoint in the folder.
+        tiny: everything is as small as can be, for a test.
+        extra: what the arm wants kept beside its metrics (curves, steps, notes); written by the arm.
+    """
+
+    folder: Path
+    teacher: Frozen | None = None
+    training: Training = field(default_factory=Training)
+    device: str | None = None
+    workers: int = 0
+    resume: bool = False
+    tiny: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+Arm = Callable[[int, Context], Mapping[str, float]]
+
+
+def is_method(arm: Any) -> bool:
+    """Whether an arm is a method class, a partial of one, or a function `(student, teacher) -> Method`.
+
+    A function whose first parameter is called `seed` is an arm `(seed, context) -> metrics`.
+    """
+    while isinstance(arm, partial):
+        arm = arm.func if not (arm.args and is_method(arm.args[0])) else arm.args[0]
+    if isinstance(arm, type):
+        return issubclass(arm, Method)
+    return next(iter(inspect.signature(arm).parameters), "") != "seed"
+
+
+def method_class(arm: Any) -> type[Method] | None:
+    """The method class inside an arm, where there is one."""
+    while isinstance(arm, partial):
+        arm = arm.args[0] if arm.args and is_method(arm.args[0]) else arm.func
+    return arm if isinstance(arm, type) and issubclass(arm, Method) else None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method's constructor may ask for by parameter name, besides student and teacher.
+
+    Attributes:
+        task: what the outputs mean.
+        probe: one batch of training inputs, to learn shapes from.
+        train_labels: labels of all training samples by their index; None where there are none.
+        train_size: how many rows a per-sample memory needs.
+        classes: number of outputs, where known.
+    """
+
+    task: Task
+    probe: Any
+    train_labels: torch.Tensor | None
+    train_size: int
+    classes: int | None
+
+
+def build_method(arm: Callable[..., Method], student: nn.Module, teacher: Any, given: Given) -> Method:
+    """Call a method's constructor with student, teacher, and whatever of `given` it has parameters for."""
+    names = _parameters(arm)
+    options = {name: value for name, value in vars(given).items() if name in names}
+    return arm(student, teacher, **options)
+
+
+def _parameters(arm: Any) -> set[str]:
+    bound: set[str] = set()
+    while isinstance(arm, partial):
+        bound |= set(arm.keywords)
+        arm = arm.args[0] if arm.args and is_method(arm.args[0]) else arm.func
+    return set(inspect.signature(arm).parameters) - bound
+
+
+@dataclass(frozen=True)
+class TrainingArm:
+    """Trains the student by a method and measures what ships on the reported split.
+
+    Args:
+        method: `(student, teacher, ...) -> Method`.
+        task: the data and what outputs mean.
+        student: anything `stillroom.hub.load` takes, or a function `() -> nn.Module`.
+        steps_factor: how many times the common number of steps this arm may take (equal wall-clock).
+        lrs: learning rates to try; the best on the held-out part counts. None tried: the training's own.
+        save: keep the trained student in the arm's folder.
+    """
+
+    method: Callable[..., Method]
+    task: Task
+    student: Any
+    steps_factor: float = 1.0
+    lrs: tuple[float, ...] = ()
+    save: bool = False
+
+    def __call__(self, seed: int, context: Context) -> Metrics:
+        """Train with one seed (and, where there are several rates, with each of them) and measure the best."""
+        splits = load_splits(self.task, seed)
+        training = context.training
+        if self.steps_factor != 1.0:
+            common = training.total_steps(max(len(splits.train) // training.batch_size, 1))
+            training = training.change(steps=max(round(common * self.steps_factor), 1))
+        tries = []
+        for lr in self.lrs or (training.optimizer.lr,):
+            folder = context.folder / f"lr-{lr:g}" if len(self.lrs) > 1 else context.folder
+            fitted = fit(
+                self.build(seed, splits, context.teacher),
+                splits,
+                training.change(optimizer=replace(training.optimizer, lr=lr)),
+                task=self.task,
+                seed=seed,
+                folder=folder,
+                resume=context.resume,
+                device=context.device,
+                workers=context.workers,
+                progress=False,
+                check_teacher=False,  # the experiment did, once
+            )
+            tries.append((fitted, lr))
+        sign = 1 if self.task.higher_is_better else -1
+        fitted, lr = max(tries, key=lambda tried: sign * tried[0].validation.get(self.task.metric, 0.0))
+        metrics = measure(self.task, fitted.product, splits, context.teacher, context.workers)
+        context.extra.update(_account(fitted), lr=lr)
+        if self.save:
+            hub.save(fitted.product, context.folder / "student", overwrite=True)
+        return metrics
+
+    def build(self, seed: int, splits: Splits, teacher: Frozen | None) -> Method:
+        """Build the method with the initial student of a seed."""
+        seed_everything(seed)
+        student = build_student(self.student, self.task, splits, teacher)
+        probe = splits.train.batch(torch.arange(min(2, len(splits.train))))
+        labels = splits.train.labels
+        given = Given(self.task, probe, labels, splits.train.population, self.task.width(splits))
+        return build_method(self.method, student, teacher, given)
+
+
+def build_student(student: Any, task: Task, splits: Splits, teacher: Frozen | None) -> nn.Module:
+    """Build a student for the data: as many outputs as classes (or as the teacher has, where no classes are known)."""
+    width = task.width(splits)
+    if width is None and teacher is not None:
+        probe = splits.train.batch(torch.arange(min(2, len(splits.train))))
+        device = (
+            next((p.device for p in teacher.network.parameters()), None)
+            if hasattr(teacher.network, "parameters")
+            else None
+        )
+        width = int(teacher(probe.to(device) if device else probe).shape[1])
+    return load_model(student, splits, width)
+
+
+def load_model(spec: Any, splits: Splits, width: int | None) -> nn.Module:
+    """Load a model for the inputs of a data set."""
+    shape = splits.train.shape
+    if isinstance(spec, nn.Module):
+        import copy
+
+        spec = copy.deepcopy(spec)
+    image = len(shape) == 3
+    return hub.load(
+        spec, classes=width, channels=int(shape[0]) if shape else 1, image_size=int(shape[-1]) if image else None
+    )
+
+
+def measure(task: Task, network: nn.Module, splits: Splits, teacher: Any, workers: int = 0) -> Metrics:
+    """Measure a network on the reported split, and its agreement with the teacher."""
+    return task.evaluate(network, sequential(splits.test, 256, workers=workers), teacher=teacher)
+
+
+def _account(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "steps": fitted.steps,
+        "train_seconds": round(fitted.seconds, 3),
+        "best_step": fitted.best_step,
+        "validation": fitted.validation,
+        "curve": fitted.curve,
+        "terms": fitted.terms,
+        "teacher": fitted.teacher,
+    }
+
+
+_loaded: dict[tuple[int, int, bool], tuple[Task, Splits]] = {}
+
+
+def load_splits(task: Task, seed: int, *, everything: bool = False) -> Splits:
+    """Load a task's data once per process and seed."""
+    key = (id(task), seed, everything)
+    if key not in _loaded:
+        while len(_loaded) >= 3:
+            del _loaded[next(iter(_loaded))]
+        _loaded[key] = (task, task.load(seed, everything=everything))  # the task is kept, so that its id stays its own
+    return _loaded[key][1]

@@ -1,0 +1,156 @@
+"""What is written down of a run: every seed's values, intervals, verdicts, versions and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stillroom.experiment.statistics import mean_interval, paired_interval
+
+if TYPE_CHECKING:
+    from stillroom.experiment.run import Experiment
+
+
+def results_of(
+    experiment: Experiment,
+    records: Mapping[str, Mapping[int, Any]],
+    teacher: Mapping[str, float],
+    *,
+    seeds: Sequence[int],
+    level: float,
+    command: str,
+) -> dict[str, Any]:
+    """Put together the results of finished runs.
+
+    Args:
+        experiment: what was run.
+        records: arm -> seed -> what `result.json` holds.
+        teacher: the teacher's metrics; empty without one.
+        seeds: in order.
+        level: of all intervals.
+        command: what repeats the run.
+    """
+    from stillroom.experiment.run import role_of
+
+    metric = experiment.task.metric
+    values = {
+        name: {
+            key: [records[name][seed]["metrics"].get(key, float("nan")) for seed in seeds]
+            for key in records[name][seeds[0]]["metrics"]
+        }
+        for name in experiment.arms
+    }
+    main = metric if all(metric in kept for kept in values.values()) else next(iter(next(iter(values.values()))))
+    arms: dict[str, Any] = {}
+    if teacher:
+        arms["teacher"] = {
+            "values": [teacher[main]] if main in teacher else [],
+            **_interval([teacher[main]] if main in teacher else [], level),
+            "metrics": {key: [value] for key, value in teacher.items()},
+            "role": "teacher",
+        }
+    for name, arm in experiment.arms.items():
+        runs = [records[name][seed] for seed in seeds]
+        arms[name] = {
+            "values": values[name][main],
+            **_interval(values[name][main], level),
+            "seconds": [run["seconds"] for run in runs],
+            "metrics": values[name],
+            "steps": [run.get("steps") for run in runs],
+            "curves": _curves(runs, main),
+            "role": role_of(name, arm, experiment.baseline, experiment.method),
+        }
+        for key in ("validation", "lr", "teacher"):
+            if any(run.get(key) for run in runs):
+                arms[name][key] = [run.get(key) for run in runs]
+    base = values.get(experiment.baseline)
+    differences = {
+        name: _interval_of_difference(values[name][main], base[main], level, experiment.task.higher_is_better)
+        for name in experiment.arms
+        if base is not None and name != experiment.baseline
+    }
+    by_seed = {
+        name: {key: dict(zip(seeds, column, strict=True)) for key, column in kept.items()}
+        for name, kept in values.items()
+    }
+    return {
+        "kind": "system" if experiment.system else "compare",
+        "title": experiment.title or experiment.system or "experiment",
+        "question": experiment.question,
+        "system": experiment.system,
+        "method": experiment.method,
+        "metric": main,
+        "higher_is_better": experiment.task.higher_is_better,
+        "level": level,
+        "seeds": list(seeds),
+        "arms": arms,
+        "differences": differences,
+        "claims": [claim.test(by_seed, level=level).as_dict() for claim in experiment.claims],
+        "config": dict(experiment.config),
+        "command": command,
+    }
+
+
+def _interval(values: Sequence[float], level: float) -> dict[str, float | None]:
+    if not values or any(value != value for value in values):
+        return {"mean": None, "low": None, "high": None}
+    found = mean_interval(values, level=level)
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _interval_of_difference(a: Sequence[float], b: Sequence[float], level: float, higher: bool) -> dict[str, Any]:
+    found = paired_interval(a, b, level=level) if higher else paired_interval(b, a, level=level)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "level": level}
+
+
+def _curves(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    curves = {
+        str(run["seed"]): [[step, measured[metric]] for step, measured in run.get("curve", ()) if metric in measured]
+        for run in runs
+    }
+    return {metric: curves} if any(curves.values()) else {}
+
+
+def verdict_of(difference: Mapping[str, Any]) -> str:
+    """Say whether distillation was worth it: "worth it", "no difference shown" or "harmful".
+
+    Args:
+        difference: "low" and "high" of the interval, positive where the method is better; None where one seed gave no
+            interval.
+    """
+    if difference["low"] is None or difference["high"] is None:
+        return "no difference shown"
+    if difference["low"] > 0:
+        return "worth it"
+    return "harmful" if difference["high"] < 0 else "no difference shown"
+
+
+def machine(device: str | None, *, threads: int, jobs: int) -> dict[str, Any]:
+    """Describe the machine a run was made on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    used = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = {"processor": model, "cores": os.cpu_count(), "threads": threads, "jobs": jobs, "device": used}
+    if used.startswith("cuda") and torch.cuda.is_available():
+        found["device_name"] = torch.cuda.get_device_name()
+    return found | {"system": f"{platform.system()} {platform.machine()}"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("stillroom", "torch", "torchvision", "accelerate", "numpy", "scikit-learn", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,384 @@
+"""An experiment: arms over seeds, in parallel, each finished one kept; then intervals, claims and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.checkpoint import seed_everything, write_json
+from stillroom.experiment.arm import Context, TrainingArm, is_method, load_splits, method_class
+from stillroom.experiment.claim import Claim
+from stillroom.experiment.record import machine, results_of, versions
+from stillroom.experiment.teacher import measure_teacher, obtain_teacher
+from stillroom.task import Classification, Task
+from stillroom.training import Training
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is compared, on what, and what is claimed of it. Building one builds no model and reads no data.
+
+    All arms of a seed start from one initial student and see one order of batches.
+
+    Attributes:
+        task: the data and what outputs mean.
+        arms: name -> a method class, a partial of one, a function `(student, teacher) -> Method`, or any callable
+            `(seed, context) -> metrics`.
+        student: anything `stillroom.hub.load` takes; not needed when every arm is a callable of its own.
+        teacher: the same, or a list (their average teaches), or a function `predict(batch)`.
+        training: how every arm trains.
+        teacher_training: how the teacher is trained first, on all training labels; None takes it as it is.
+        claims: what is tested over the seeds.
+        baseline: the arm that the others' differences are taken to.
+        title: heading of the report.
+        question: one sentence that says what the task is.
+        system: slug of the system whose recipe this is.
+        method: the arm a single verdict is about.
+        config: what reruns it, for the record.
+        lrs: learning rates that every arm tries; the best on the held-out part counts.
+        equal_time: give every training arm the wall-clock of the slowest one instead of the same steps.
+        save: keep every trained student.
+    """
+
+    task: Task
+    arms: Mapping[str, Any]
+    student: Any = None
+    teacher: Any = None
+    training: Training = field(default_factory=Training)
+    teacher_training: Training | None = None
+    claims: Sequence[Claim] = ()
+    baseline: str = "alone"
+    title: str = ""
+    question: str = ""
+    system: str | None = None
+    method: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    lrs: tuple[float, ...] = ()
+    equal_time: bool = False
+    save: bool = False
+    is_tiny: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("an experiment needs at least one arm, given none")
+        for claim in self.claims:
+            claim.check_arms(list(self.arms))
+
+    def tiny(self) -> Experiment:
+        """The same experiment with a few samples and steps: for tests of its plumbing, not of its claims."""
+        training = self.training.change(steps=2, batch_size=16, evaluate_every=1, accumulate=1)
+        first = self.teacher_training
+        return replace(
+            self,
+            task=self.task.change(train_size=48, test_size=32, labels=None if self.task.labels is None else 32),
+            training=training,
+            teacher_training=None if first is None else first.change(steps=20, batch_size=16),
+            is_tiny=True,
+        )
+
+    def run(
+        self,
+        seeds: Sequence[int] = (0, 1, 2),
+        folder: str | Path | None = None,
+        *,
+        jobs: int = 1,
+        device: str | None = None,
+        workers: int = 0,
+        resume: bool = False,
+        level: float = 0.95,
+        progress: bool = True,
+        command: str = "",
+        say: Callable[[str], None] | None = None,
+    ) -> Results:
+        """Run every arm with every seed, and weigh the claims.
+
+        Args:
+            seeds: whole numbers of 0 or more, fixed before looking.
+            folder: where everything is kept; a new one, or with `resume` the one of an interrupted run. None keeps
+                nothing.
+            jobs: processes that share the arms and seeds; each gets its part of the cores.
+            device: "cpu", "cuda", ...; None for the machine's own choice.
+            workers: threads per process that read data ahead.
+            resume: finished arms and seeds are taken as they are, interrupted ones go on.
+            level: of all intervals.
+            progress: say what is running and what came out.
+            command: what repeats this run, for the record.
+            say: where such lines go; None for standard error.
+
+        Returns:
+            The results as a dictionary of plain values (see the documentation of `results.json`).
+
+        Raises:
+            FileExistsError: the folder holds something and `resume` is not set.
+            ValueError: no seeds, a seed twice or below 0, jobs below 1, or a resume with other options.
+        """
+        check_seeds(seeds)
+        if jobs < 1:
+            raise ValueError(f"jobs must be 1 or more processes, given {jobs}")
+        began = time.monotonic()
+        temporary = folder is None
+        place = Path(tempfile.mkdtemp(prefix="stillroom-")) if folder is None else Path(folder)
+        say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        speak = say if progress else (lambda line: None)
+        try:
+            self._claim_folder(place, resume=resume)
+            plan = _Plan(self, place, device, workers, max((os.cpu_count() or 1) // jobs, 1), resume)
+            teacher_metrics = self._teacher_first(plan, progress and not self.is_tiny)
+            if teacher_metrics and self.task.metric in teacher_metrics:
+                speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f}")
+            factors = plan.step_factors(seeds[0])
+            todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
+            if len(todo) < len(seeds) * len(self.arms):
+                speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
+            for name, seed, record in _work(plan, todo, factors, jobs):
+                value = record["metrics"].get(self.task.metric)
+                shown = "" if value is None else f": {self.task.metric} {value:.4f}"
+                speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
+            records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
+            results = results_of(self, records, teacher_metrics, seeds=seeds, level=level, command=command)
+            results["machine"] = machine(device, threads=plan.threads, jobs=jobs)
+            results["versions"] = versions()
+            results["seconds"] = round(time.monotonic() - began + plan.seconds_before(), 2)
+            if not temporary:
+                write_json(place / "results.json", results)
+            return results
+        finally:
+            if temporary:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _claim_folder(self, place: Path, *, resume: bool) -> None:
+        written = place / "run.json"
+        config = json.loads(json.dumps(dict(self.config), default=str))
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(f"{place} is a file: name a new folder for the run")
+        if place.exists() and any(place.iterdir()):
+            if not resume:
+                raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
+            if written.exists():
+                before = json.loads(written.read_text())["config"]
+                if before != config:
+                    changed = sorted(k for k in {*before, *config} if before.get(k) != config.get(k))
+                    raise ValueError(
+                        f"the run in {place} was started with other options ({', '.join(changed)}): resume it with the "
+                        "same ones, or name a new folder"
+                    )
+                return
+        write_json(written, {"config": config, "versions": versions()})
+
+    def _teacher_first(self, plan: _Plan, progress: bool) -> dict[str, float]:
+        if self.teacher is None:
+            return {}
+        return measure_teacher(plan.teacher(progress), self.task, plan.folder / "teacher", device=plan.device)
+
+
+@dataclass
+class _Plan:
+    """What a worker needs to run any arm and seed of an experiment."""
+
+    experiment: Experiment
+    folder: Path
+    device: str | None
+    workers: int
+    threads: int
+    resume: bool
+    _teacher: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_teacher": None}  # every process loads its own
+
+    def teacher(self, progress: bool = False) -> Any:
+        """The frozen teacher, loaded (or trained) once per process."""
+        if self._teacher is None:
+            self._teacher = obtain_teacher(
+                self.experiment.teacher,
+                self.experiment.task,
+                self.folder / "teacher",
+                training=self.experiment.teacher_training,
+                device=self.device,
+                workers=self.workers,
+                resume=self.resume,
+                progress=progress,
+            )
+        return self._teacher
+
+    def path(self, name: str, seed: int) -> Path:
+        """Folder of an arm and seed."""
+        return self.folder / "arms" / "".join(c if c.isalnum() or c in "-_." else "-" for c in name) / f"seed-{seed}"
+
+    def finished(self, name: str, seed: int) -> dict[str, Any] | None:
+        """What an arm and seed gave; None when it has not finished."""
+        file = self.path(name, seed) / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def seconds_before(self) -> float:
+        """Nothing is added for what an earlier, interrupted process spent: it is in each arm's own seconds."""
+        return 0.0
+
+    def arm(self, name: str, factor: float = 1.0) -> Callable[[int, Context], Mapping[str, float]]:
+        """The callable of an arm."""
+        experiment = self.experiment
+        arm = experiment.arms[name]
+        if not is_method(arm):
+            return arm
+        return TrainingArm(arm, experiment.task, experiment.student, factor, experiment.lrs, experiment.save)
+
+    def step_factors(self, seed: int) -> dict[str, float]:
+        """How many times the common steps each arm takes; measured once per run where wall-clock is to be equal."""
+        experiment = self.experiment
+        if not experiment.equal_time:
+            return {}
+        kept = self.folder / "budget.json"
+        if not kept.exists():
+            arms = {name: self.arm(name) for name in experiment.arms if is_method(experiment.arms[name])}
+            cost = seconds_per_step(arms, experiment, seed, self.teacher(), self.device)
+            slowest = max(cost.values())
+            write_json(kept, {name: slowest / seconds for name, seconds in cost.items()})
+        return dict(json.loads(kept.read_text()))
+
+    def execute(self, name: str, seed: int, factor: float = 1.0) -> dict[str, Any]:
+        """Run one arm with one seed and keep what it gave."""
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        folder = self.path(name, seed)
+        experiment = self.experiment
+        context = Context(
+            folder, self.teacher(), experiment.training, self.device, self.workers, self.resume, experiment.is_tiny, {}
+        )
+        began = time.perf_counter()
+        seed_everything(seed)
+        metrics = {key: float(value) for key, value in self.arm(name, factor)(seed, context).items()}
+        seconds = round(time.perf_counter() - began, 3)
+        record = {"arm": name, "seed": seed, "metrics": metrics, "seconds": seconds, **context.extra}
+        write_json(folder / "result.json", record)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has finished: nothing to go on from
+        return record
+
+
+def _work(
+    plan: _Plan, todo: Sequence[tuple[str, int]], factors: Mapping[str, float], jobs: int
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Run what is to do, yielding each as it finishes; a failure is raised after the others have finished."""
+    failures: list[tuple[str, int, Exception]] = []
+    if jobs == 1 or len(todo) <= 1:
+        before = torch.get_num_threads()
+        try:
+            for name, seed in todo:
+                try:
+                    yield name, seed, plan.execute(name, seed, factors.get(name, 1.0))
+                except Exception as error:  # the other arms go on; it is raised below
+                    failures.append((name, seed, error))
+        finally:
+            torch.set_num_threads(before)
+    else:
+        try:
+            content = pickle.dumps(plan)
+        except Exception as error:
+            raise TypeError(
+                f"this experiment cannot be sent to other processes ({error}): define its models and arms at the top "
+                "of a module, or run with jobs=1"
+            ) from error
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(todo)), context, _receive, (content,)) as pool:
+            waiting = {pool.submit(_execute, name, seed, factors.get(name, 1.0)): (name, seed) for name, seed in todo}
+            try:
+                while waiting:
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        name, seed = waiting.pop(future)
+                        error = future.exception()
+                        if error is None:
+                            yield name, seed, future.result()
+                        elif isinstance(error, Exception):
+                            failures.append((name, seed, error))
+                        else:
+                            raise error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    if failures:
+        name, seed, error = failures[0]
+        more = f" (and {len(failures) - 1} further runs failed)" if len(failures) > 1 else ""
+        raise type(error)(f"arm {name!r}, seed {seed}: {error}{more}") from error
+
+
+_plan: _Plan | None = None
+
+
+def _receive(content: bytes) -> None:
+    global _plan
+    _plan = pickle.loads(content)  # from our own parent process
+    torch.set_num_threads(_plan.threads)
+
+
+def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
+    if _plan is None:
+        raise RuntimeError("this worker process was not told its plan")
+    return _plan.execute(name, seed, factor)
+
+
+def seconds_per_step(
+    arms: Mapping[str, Any], experiment: Experiment, seed: int, teacher: Any, device: str | None, *, rounds: int = 5
+) -> dict[str, float]:
+    """Measure what a training step of each arm costs, arms interleaved so that they share the machine's moods.
+
+    Returns:
+        Arm -> median seconds per step over `rounds` short trainings of four steps.
+    """
+    from statistics import median
+
+    from stillroom.fit import fit
+
+    splits = load_splits(experiment.task, seed)
+    training = experiment.training.change(steps=4, evaluate_every=10**9)
+    bare = replace(splits, validation=None)
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    for round_ in range(rounds + 1):
+        for name, arm in arms.items():
+            method = arm.build(seed, splits, teacher)
+            fitted = fit(
+                method, bare, training, task=experiment.task, device=device, progress=False, check_teacher=False
+            )
+            if round_:  # the first one warms up
+                taken[name].append(fitted.seconds / fitted.steps)
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse an empty list of seeds, a seed below 0 and a seed twice."""
+    if not len(seeds):
+        raise ValueError("at least one seed is needed, given 0 seeds")
+    if min(seeds) < 0:
+        raise ValueError(f"seeds must be whole numbers of 0 or more, given {min(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"every seed must be there once, given {list(seeds)}")
+
+
+def default_task() -> Task:
+    """The embedded task: scikit-learn's digits."""
+    return Classification("digits")
+
+
+def role_of(name: str, arm: Any, baseline: str, method: str | None) -> str:
+    """What an arm is in the report: "alone", "method", "control" or "baseline"."""
+    if name == baseline:
+        return "alone"
+    if name == method:
+        return "method"
+    kind = method_class(arm)
+    return "baseline" if kind is not None and kind.__module__ == "stillroom.baselines" else "method"

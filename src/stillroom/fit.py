@@ -1,0 +1,507 @@
+"""`fit`: one small training loop over Hugging Face Accelerate, for every method."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom import checkpoint
+from stillroom.data.augment import augmentation
+from stillroom.data.batch import Batch
+from stillroom.data.samples import Samples, Splits
+from stillroom.data.stream import Stream, sequential
+from stillroom.log import Display, JSONLines
+from stillroom.method import Losses, Method, Stage
+from stillroom.task import Classification, Task, teacher_beats_chance
+from stillroom.training import Optim, Training
+
+ZERO_FOR = 50  # steps after which a term that has always been exactly 0 stops the run
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a term is NaN, negative or constantly zero, or the teacher is no teacher."""
+
+
+@dataclass
+class Fitted:
+    """What a training gave.
+
+    Attributes:
+        product: what ships, in eval mode.
+        steps: optimizer steps taken in all (also before a resume).
+        seconds: spent in training steps, without evaluation.
+        best_step: the step whose weights `product` has.
+        validation: metrics of `product` on the held-out part; empty where there was none.
+        curve: `(step, metrics)` of every evaluation.
+        terms: `(step, {term: value}, {term: share of the gradient's norm})` of every logged step.
+        teacher: the teacher's fingerprint; empty without a teacher.
+    """
+
+    product: nn.Module
+    steps: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    terms: list[tuple[int, dict[str, float], dict[str, float]]] = field(default_factory=list)
+    teacher: str = ""
+
+
+def fit(
+    method: Method,
+    data: Splits | Samples,
+    training: Training | None = None,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    trackers: Sequence[str] = ("tensorboard",),
+    progress: bool = True,
+    title: str = "",
+    check_teacher: bool = True,
+    log_every: int = 50,
+) -> Fitted:
+    """Train a method.
+
+    The loop knows players and their turns, stages, schedules, clipping, accumulation, averages, evaluation,
+    checkpoints and resuming; of any method it knows nothing. Under `accelerate launch` or `torchrun` every process
+    takes its share of each batch, and gradients are averaged over processes before each step.
+
+    Args:
+        method: what is trained.
+        data: training samples, or splits with a held-out part to choose the weights by.
+        training: epochs, sizes, optimizers; ten epochs of AdamW when not given.
+        task: what the outputs mean; the method's own task, or classification.
+        seed: of the batch order, the augmentation and everything random in the networks.
+        folder: where `metrics.jsonl`, trackers' files and checkpoints go; None keeps nothing on disk.
+        resume: go on from the folder's last checkpoint where there is one, to the same numbers bit for bit.
+        device: None for Accelerate's choice.
+        workers: threads that read ahead, for samples that are not in memory.
+        trackers: further trackers of Accelerate by name ("tensorboard", "wandb", "mlflow", ...); they need a folder.
+        progress: show a bar, or plain lines where the output is no terminal.
+        title: shown beside the bar.
+        check_teacher: stop when the teacher does not beat chance on this data.
+        log_every: steps between two logged values of the loss terms and their shares of the gradient.
+
+    Returns:
+        The product and how it came about.
+
+    Raises:
+        TrainingError: a tripwire: the teacher does not beat chance; a term is NaN, impossibly negative or constantly 0.
+        ValueError: the first batch cannot be right (labels out of range, NaN inputs, ...).
+        KeyboardInterrupt: after the running step; with a folder the run can be resumed.
+    """
+    loop = _Loop(method, data, training or Training(), task, seed, folder, device, workers, trackers, log_every)
+    try:
+        return loop.run(resume=resume, progress=progress, title=title, check_teacher=check_teacher)
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """The state of one training, and the steps it is made of."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Splits | Samples,
+        training: Training,
+        task: Task | None,
+        seed: int,
+        folder: str | Path | None,
+        device: str | torch.device | None,
+        workers: int,
+        trackers: Sequence[str],
+        log_every: int,
+    ) -> None:
+        self.method, self.training, self.seed = method, training, seed
+        self.task: Task = task or getattr(method, "task", None) or Classification()
+        self.folder = None if folder is None else Path(folder)
+        self.log_every = log_every
+        self.trackers = list(trackers) if folder is not None else []
+        self.accelerator = _accelerator(training, device, self.trackers, self.folder)
+        splits = data if isinstance(data, Splits) else None
+        self.train = splits.train if splits else data
+        self.validation = splits.validation if splits else None
+        self.stream = self._stream(splits, workers)
+        self.steps = training.total_steps(len(self.stream))
+        self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
+        method.to(self.accelerator.device)
+        self.parameters = method.players()
+        self.optimizers = {name: _optimizer(group, training.optim(name)) for name, group in self.parameters.items()}
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
+        self.average = self._average()
+        self.step = 0
+        self.fitted = Fitted(method.product)
+        self.best: dict[str, Tensor] | None = None
+        self.alive: set[str] = set()  # terms that have been other than 0
+        self.silent: dict[str, int] = {}  # steps that a weighted term has been 0 from the start
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool, progress: bool, title: str, check_teacher: bool) -> Fitted:
+        """Train from the first step, or from the last checkpoint, to the end."""
+        checkpoint.seed_everything(self.seed + self.accelerator.process_index)
+        if resume:
+            self._restore()
+        teacher = getattr(self.method, "teacher", None)
+        if teacher is not None:
+            self.fitted.teacher = teacher.fingerprint()
+            if check_teacher and self.step == 0:
+                self._check_teacher(teacher)
+        main = self.accelerator.is_main_process
+        log = JSONLines(self.folder / "metrics.jsonl" if self.folder and main else None, from_step=self.step)
+        if self.trackers:
+            self.accelerator.init_trackers("stillroom")
+        self.method.train()
+        stages = list(self._stages())
+        with Display(title or "training", self.steps, enabled=progress and main) as display, _interruptions() as stop:
+            for stage, end in stages:
+                if self.step >= end:
+                    continue
+                self.method.stage = stage
+                for batch in self.stream.batches(self.step, end):
+                    self._one_step(batch.to(self.accelerator.device), stage, log)
+                    self.step += 1
+                    if self.step % self.evaluate_every == 0 or self.step == self.steps:
+                        self._evaluate(log, display)
+                        self._save()
+                    display.step(self.step)
+                    if stop.is_set():
+                        self._save()
+                        where = f"; resume it with resume=True (--resume) in {self.folder}" if self.folder else ""
+                        raise KeyboardInterrupt(f"stopped after step {self.step} of {self.steps}{where}")
+        return self._finish()
+
+    def _one_step(self, batch: Batch, stage: Stage, log: JSONLines) -> None:
+        began = time.perf_counter()
+        self.method.tell_time(self.step, self.step / len(self.stream), self.step / self.steps)
+        logged: dict[str, float] = {}
+        shares: dict[str, float] = {}
+        look = self.step % self.log_every == 0 or self.step == self.steps - 1
+        parts = self.training.accumulate
+        for part in range(parts):
+            piece = batch if parts == 1 else batch[part::parts]
+            for player, losses in self._turns(piece):
+                if stage.players is not None and player not in stage.players:
+                    continue
+                if stage.terms is not None:
+                    losses = losses.only([name for name in losses if name in stage.terms])
+                if self.step == 0 and part == 0:
+                    self.task.check(piece, losses.outputs if isinstance(losses.outputs, Tensor) else None)
+                    self._check_players()
+                self._watch(player, losses)
+                if look and part == 0:
+                    logged |= {name: float(term.detach()) for name, term in losses.items()}
+                    shares |= self._shares(player, losses)
+                self._backward(player, losses.total / parts)
+                if part == parts - 1:
+                    self._update(player)
+        if self.average is not None:
+            self.average.update()
+        self.fitted.seconds += time.perf_counter() - began
+        if look:
+            rate = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+            self.fitted.terms.append((self.step, logged, shares))
+            log.write({"step": self.step, "terms": logged, "shares": shares, "lr": rate})
+            if self.trackers:
+                self.accelerator.log({f"loss/{k}": v for k, v in logged.items()}, step=self.step)
+                self.accelerator.log({f"gradient_share/{k}": v for k, v in shares.items()}, step=self.step)
+
+    def _turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
+        with self.accelerator.autocast() if self.training.precision != "no" else nullcontext():
+            yield from self.method.turns(batch)
+
+    def _backward(self, player: str, total: Tensor) -> None:
+        if not total.requires_grad:
+            raise TrainingError(f"the losses of player {player!r} are cut off from its parameters: nothing would train")
+        alone = len(self.parameters) == 1
+        inputs = None if alone else self.parameters[player]  # what leaks into other players is not theirs
+        self.scaler.scale(total).backward(inputs=inputs)
+
+    def _update(self, player: str) -> None:
+        optimizer, options = self.optimizers[player], self.training.optim(player)
+        self._average_gradients(self.parameters[player])
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate(self.step, self.steps)
+        self.scaler.unscale_(optimizer)
+        self.method.adjust_gradients(player)
+        if options.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters[player], options.clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(player)
+
+    def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # another process may have one
+                parameter.grad = torch.zeros_like(parameter)
+        for dtype in {parameter.dtype for parameter in parameters}:
+            grads = [p.grad for p in parameters if p.grad is not None and p.dtype == dtype]
+            together = torch.cat([grad.flatten() for grad in grads])
+            together = self.accelerator.reduce(together, reduction="mean")
+            for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
+
+    # ---- tripwires -----------------------------------------------------------------------------------------------
+
+    def _check_teacher(self, teacher: Callable[[Any], Tensor]) -> None:
+        samples = self.validation if self.validation is not None and len(self.validation) >= 100 else self.train
+        if samples.labels is None or len(samples) < 20:
+            return
+        samples = samples.subset(torch.arange(min(len(samples), 1024)))
+        batches = [batch.to(self.accelerator.device) for batch in sequential(samples, 256)]
+        measured = self.task.evaluate(teacher, batches, device=self.accelerator.device)
+        if samples.labels is not None and (
+            complaint := teacher_beats_chance(measured, self.task, samples.labels, len(samples))
+        ):
+            raise TrainingError(complaint)
+
+    def _check_players(self) -> None:
+        now = {id(p) for p in self.method.parameters() if p.requires_grad}
+        known = {id(p) for group in self.parameters.values() for p in group}
+        if now - known:
+            raise ValueError(
+                f"{len(now - known)} trainable parameters came into being with the first batch, after the optimizers: "
+                "build the method with probe= (a first batch), or list them in players()"
+            )
+
+    def _watch(self, player: str, losses: Losses) -> None:
+        if self.accelerator.device.type != "cpu" and self.step % 10 and self.step > 10:
+            return  # looking at a value waits for the GPU
+        for name, term in losses.items():
+            value = float(term.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"loss term {name!r} of player {player!r} is {value} at step {self.step}: lower the learning rate, "
+                    "clip gradients (clip=1.0), or look for such values in the data"
+                )
+            if value < -1e-5 and name not in self.method.may_be_negative:
+                raise TrainingError(
+                    f"loss term {name!r} is {value:.4g} at step {self.step}, but it cannot be below 0: if it can, name "
+                    f"it in {type(self.method).__name__}.may_be_negative"
+                )
+            if value != 0 or losses.weights[name] == 0:
+                self.alive.add(name)
+            if name not in self.alive:
+                self.silent[name] = self.silent.get(name, 0) + 1
+                if self.silent[name] >= ZERO_FOR:
+                    raise TrainingError(
+                        f"loss term {name!r} has been exactly 0 for the first {ZERO_FOR} steps: it teaches nothing; "
+                        "check what it is computed from, or set its weight to 0"
+                    )
+
+    def _shares(self, player: str, losses: Losses) -> dict[str, float]:
+        """Each term's part of the summed gradient norms of the player."""
+        norms = {}
+        for name, term in losses.items():
+            weight = losses.weights[name]
+            if weight == 0 or not term.requires_grad:
+                norms[name] = 0.0
+                continue
+            grads = torch.autograd.grad(weight * term, self.parameters[player], retain_graph=True, allow_unused=True)
+            norms[name] = math.sqrt(sum(float(grad.double().square().sum()) for grad in grads if grad is not None))
+        total = sum(norms.values())
+        return {name: norm / total if total else 0.0 for name, norm in norms.items()}
+
+    # ---- evaluation and what is kept -----------------------------------------------------------------------------
+
+    def _shipped(self) -> nn.Module:
+        return self.method.product if self.average is None else self.average.module
+
+    def _evaluate(self, log: JSONLines, display: Display) -> None:
+        if self.validation is None or not len(self.validation) or not self._measurable():
+            return
+        teacher = getattr(self.method, "teacher", None) if not self.task.needs_labels else None
+        measured = self.task.evaluate(
+            self._shipped(), sequential(self.validation, 256), teacher=teacher, device=self.accelerator.device
+        )
+        self.method.train()
+        self.fitted.curve.append((self.step, measured))
+        value = measured[self.task.metric]
+        log.write({"step": self.step - 1, "validation": measured})
+        if self.trackers:
+            self.accelerator.log({f"validation/{k}": v for k, v in measured.items()}, step=self.step)
+        display.step(self.step, f"{self.task.metric} {value:.4f}")
+        before = self.fitted.validation.get(self.task.metric)
+        better = before is None or (value > before if self.task.higher_is_better else value < before)
+        if better or self.training.keep == "last":
+            self.fitted.validation, self.fitted.best_step = measured, self.step
+            if self.training.keep == "best":
+                self.best = {name: t.detach().clone() for name, t in self._shipped().state_dict().items()}
+
+    def _measurable(self) -> bool:
+        return not self.task.needs_labels or (self.validation is not None and self.validation.labels is not None)
+
+    def _finish(self) -> Fitted:
+        shipped = self._shipped()
+        if self.training.keep == "best" and self.best is not None:
+            shipped.load_state_dict(self.best)
+        else:
+            self.fitted.best_step = self.step
+        shipped.eval()
+        self.fitted.product, self.fitted.steps = shipped, self.step
+        return self.fitted
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoint_path(self) -> Path:
+        return (self.folder or Path()) / "checkpoints" / "last.pt"
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        state = {
+            "method": self.method.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best": self.best,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds": self.fitted.seconds,
+            "best_step": self.fitted.best_step,
+            "validation": self.fitted.validation,
+            "curve": self.fitted.curve,
+            "terms": self.fitted.terms,
+            "alive": sorted(self.alive),
+            "silent": self.silent,
+            "random": checkpoint.random_state(),
+        }
+        if self.accelerator.num_processes > 1:  # dropout differs by process: each keeps its own random state
+            own = self._checkpoint_path.with_name(f"random-{self.accelerator.process_index}.pt")
+            checkpoint.save(own, {"random": state["random"], "step": self.step})
+            self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoint.save(self._checkpoint_path, state)
+
+    def _restore(self) -> None:
+        if self.folder is None:
+            raise ValueError("resume=True needs the folder of the run: pass folder=")
+        state = checkpoint.load(self._checkpoint_path)
+        if state is None:
+            return
+        if state["steps"] != self.steps:
+            raise ValueError(
+                f"the checkpoint in {self.folder} is of a run of {state['steps']} steps, this one takes {self.steps}: "
+                "resume with the same data and options, or use another folder"
+            )
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best, self.step = state["best"], state["step"]
+        for name in ("seconds", "best_step", "validation", "curve", "terms"):
+            setattr(self.fitted, name, state[name])
+        self.alive, self.silent = set(state["alive"]), dict(state["silent"])
+        own = None
+        if self.accelerator.num_processes > 1:
+            own = checkpoint.load(self._checkpoint_path.with_name(f"random-{self.accelerator.process_index}.pt"))
+        checkpoint.set_random_state((own if own and own["step"] == self.step else state)["random"])
+
+    # ---- what it is built from -----------------------------------------------------------------------------------
+
+    def _stream(self, splits: Splits | None, workers: int) -> Stream:
+        training, needs = self.training, self.method.needs
+        pool = splits.unlabelled if splits is not None and needs.labels != "every" and needs.teacher else None
+        if training.unlabelled_batch and (pool is None or not len(pool)) and needs.labels != "every" and needs.teacher:
+            raise ValueError(f"unlabelled_batch is {training.unlabelled_batch}, but there is no unlabelled data")
+        pool_batch = 0
+        if pool is not None and len(pool):
+            pool_batch = training.batch_size if training.unlabelled_batch is None else training.unlabelled_batch
+        if needs.labels != "none" and self.train.labels is None and not self.train.lazy and self.task.needs_labels:
+            raise ValueError(
+                f"{type(self.method).__name__} learns from labels, but the training data have none: use a method that "
+                "needs no labels, or the embeddings task"
+            )
+        return Stream(
+            self.train,
+            batch_size=training.batch_size,
+            seed=self.seed,
+            augment=augmentation(training.augment) if training.augment else None,
+            unlabelled=pool if pool_batch else None,
+            unlabelled_batch=pool_batch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            workers=workers,
+        )
+
+    def _stages(self) -> Iterator[tuple[Stage, int]]:
+        """Each stage with the step it ends at."""
+        stages = self.method.stages()
+        whole, taken = sum(stage.share for stage in stages), 0.0
+        for stage in stages:
+            taken += stage.share
+            yield stage, round(self.steps * taken / whole)
+
+    def _average(self) -> Any:
+        if self.training.ema_decay is None:
+            return None
+        from stillroom.blocks.ema import EMA
+
+        return EMA(self.method.product, decay=self.training.ema_decay)
+
+    def close(self) -> None:
+        """Let trackers write what they hold."""
+        if self.trackers:
+            self.accelerator.end_training()
+
+
+def _accelerator(training: Training, device: Any, trackers: Sequence[str], folder: Path | None) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cpu = device is not None and torch.device(device).type == "cpu"
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != training.precision:
+            AcceleratorState._reset_state()
+        if PartialState._shared_state and cpu and PartialState().device.type != "cpu":
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(
+            cpu=cpu or None, mixed_precision=training.precision, log_with=list(trackers) or None, project_dir=folder
+        )
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], options: Optim) -> torch.optim.Optimizer:
+    if options.name == "sgd":
+        nesterov = options.momentum > 0
+        return torch.optim.SGD(
+            parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
+        )
+    kinds: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[options.name](parameters, lr=options.lr, weight_decay=options.weight_decay)  # type: ignore[call-arg]
+
+
+@contextmanager
+def _interruptions() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag that is looked at between steps."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,146 @@
+"""The dry run: resolve everything, push one batch through it, say what the real run will take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def forecast(**given: Any) -> dict[str, Any]:
+    """Do everything that `stillroom.distill` does before training, and forecast the rest.
+
+    Args:
+        **given: the arguments of `stillroom.distill`.
+
+    Returns:
+        "task", "data", "teacher", "student", "features", "terms" (of one batch), "steps", "seconds" (forecast, all
+        arms and seeds), "memory_bytes" (forecast, one process), "notes".
+
+    Raises:
+        ValueError: whatever would stop the real run.
+    """
+    import inspect
+    import resource
+
+    from stillroom import hub
+    from stillroom.distill import (
+        distill,
+        experiment_of,
+        jobs_of,
+        notes_of,
+        preflight,
+        question_of,
+        seeds_of,
+        with_defaults,
+    )
+    from stillroom.experiment.arm import TrainingArm, load_splits
+    from stillroom.experiment.run import seconds_per_step
+    from stillroom.experiment.teacher import obtain_teacher
+
+    defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
+    if strange := set(given) - set(defaults):
+        raise TypeError(f"distill has no option {sorted(strange)[0]!r}")
+    options = defaults | given
+    method = options["method"]
+    experiment = experiment_of([(method, options["method_options"] or {})], options)
+    options = with_defaults(options)
+    seeds, jobs = seeds_of(options), jobs_of(options)
+    splits = load_splits(experiment.task, seeds[0])
+    preflight(experiment, splits)
+    teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"))
+    arms = {
+        name: TrainingArm(arm, experiment.task, experiment.student) for name, arm in experiment.arms.items()
+    }
+    built = arms[list(arms)[-1]].build(seeds[0], splits, teacher)
+    batch = splits.train.batch(range(min(experiment.training.batch_size, len(splits.train))))
+    losses = built(batch)
+    losses.total.backward()
+    per_epoch = max(len(splits.train) // experiment.training.batch_size, 1)
+    steps = experiment.training.total_steps(per_epoch)
+    seconds = seconds_per_step(arms, experiment, seeds[0], teacher, options["device"], rounds=2)
+    tries = max(len(experiment.lrs), 1)
+    total = sum(seconds.values()) * steps * len(seeds) * tries / min(jobs, len(seeds) * len(arms))
+    first = experiment.teacher_training
+    if first is not None and teacher is not None:
+        whole = load_splits(experiment.task, 0, everything=True)
+        rounds = first.total_steps(max(len(whole.train) // first.batch_size, 1))
+        cost = _teacher_step(experiment, teacher.network, whole, options["device"])
+        total += cost * rounds
+    return {
+        "task": experiment.task.name,
+        "data": {
+            "name": splits.name,
+            "train": len(splits.train),
+            "validation": 0 if splits.validation is None else len(splits.validation),
+            "test": len(splits.test),
+            "unlabelled": 0 if splits.unlabelled is None else len(splits.unlabelled),
+            "classes": splits.classes,
+            "shape": list(splits.train.shape),
+        },
+        "teacher": None if teacher is None else _described(hub, teacher.network),
+        "student": _described(hub, built.student),
+        "method": experiment.method,
+        "features": features_of(built),
+        "terms": {name: float(term.detach()) for name, term in losses.items()},
+        "steps": steps,
+        "runs": len(seeds) * len(arms),
+        "seconds_per_step": {name: round(value, 5) for name, value in seconds.items()},
+        "seconds": round(total + 5.0, 1),
+        "jobs": jobs,
+        "cores": os.cpu_count(),
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment)],
+    }
+
+
+def features_of(method: Any) -> list[str]:
+    """What a feature method matched with what, a sentence each; empty for methods that look at outputs only."""
+    described = getattr(method, "describe_features", None)
+    return [] if described is None else list(described())
+
+
+def lines_of(found: Mapping[str, Any]) -> list[str]:
+    """The forecast in lines for people."""
+    data = found["data"]
+    minutes = found["seconds"] / 60
+    took = f"{found['seconds']:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in found["terms"].items())
+    return [
+        *found["notes"],
+        f"data: {data['name']}, {data['train']} training samples of {tuple(data['shape'])}, {data['test']} test samples",
+        f"teacher: {found['teacher']}",
+        f"student: {found['student']}",
+        *(f"features: {line}" for line in found["features"]),
+        f"losses of the first batch: {terms}",
+        f"forecast: {found['runs']} runs of {found['steps']} steps, about {took} with {found['jobs']} processes and "
+        f"{found['memory_bytes'] / 2**30:.1f} GiB of memory in each",
+        "nothing was trained and nothing was written",
+    ]
+
+
+def _described(hub: Any, network: Any) -> str:
+    from torch import nn
+
+    return hub.describe(network) if isinstance(network, nn.Module) else "a function"
+
+
+def _teacher_step(experiment: Any, network: Any, splits: Any, device: str | None) -> float:
+    import copy
+    from dataclasses import replace
+
+    from stillroom.baselines import Alone
+    from stillroom.fit import fit
+
+    student = copy.deepcopy(network).requires_grad_(True)
+    training = experiment.teacher_training.change(steps=5, evaluate_every=10**9)
+    fitted = fit(
+        Alone(student, task=experiment.task),
+        replace(splits, validation=None),
+        training,
+        device=device,
+        progress=False,
+        check_teacher=False,
+    )
+    return fitted.seconds / fitted.steps
