@@ -95,7 +95,7 @@ def attention_transfer_loss(
         teacher = F.adaptive_avg_pool2d(teacher, size)
     else:
         raise ValueError(
-            f"student_feature has a map of {size} and teacher_feature of {teacher_size}: one of them must be the larger "
+            f"student_feature has a map of {size} and teacher_feature of {teacher_size}: one must be the larger "
             "on both sides"
         )
     return reduce((_attention(student, power) - _attention(teacher, power)).square().mean(dim=1), reduction)
