@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stillroom._version import __version__
+from stillroom._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from stillroom.baselines import KD as KD
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment as Experiment
     from stillroom.fit import Fitted as Fitted
     from stillroom.fit import fit as fit
-    from stillroom.hub import load_folder as load
+    from stillroom.hub import load_folder as load  # noqa: F401
     from stillroom.method import Losses as Losses
     from stillroom.method import Method as Method
     from stillroom.method import Needs as Needs

@@ -78,7 +78,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise OSError(f"the checkpoint {path} could not be written ({error.strerror}): what was there is kept") from error
+        raise OSError(
+            f"the checkpoint {path} could not be written ({error.strerror}): what was there is kept"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -15,47 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom._version import __version__
+from stillroom.command_line import COMMANDS, EXAMPLES, names, parse, parser_for, take_dotted
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError, AttributeError)
-COMMANDS = {
-    "distill": "train a student from a teacher and say whether it was worth it",
-    "compare": "several methods under one budget: a leaderboard with intervals",
-    "check": "the dry run of distill: resolve everything, one batch, forecast time and memory",
-    "run": "run a published system's recipe over seeds and test its claims",
-    "list": "the systems (and --methods: what distill and compare can use)",
-    "show": "one system: what it is for, its paper, its measured claims",
-    "report": "write report.html and the table of a finished run again",
-    "export": "write a trained student as ONNX or as a torch.export program",
-}
-EXAMPLES = {
-    "": """  stillroom distill
-  stillroom distill --teacher timm/resnet18 --student timm/mobilenetv3_small_050 --data photos/ --teacher-epochs 20
-  stillroom compare --methods kd,dkd,dist,pld --data cifar10 --teacher resnet56 --student resnet8 --teacher-epochs 30
-  stillroom run pld --seeds 10""",
-    "distill": """  stillroom distill
-  stillroom distill --teacher resnet56 --student resnet8 --data cifar10 --teacher-epochs 30 --method dkd --method.beta 4
-  stillroom distill --teacher mine.py:teacher --student mine.py:student --data photos/ --unlabelled more-photos/
-  stillroom distill --teacher runs/big/student --student conv-8-16 --data photos/ --budget time --out runs/small""",
-    "compare": """  stillroom compare --methods kd,dkd,dist,pld --seeds 5
-  stillroom compare --methods kd,dkd --dkd.beta 2 --data cifar10 --teacher resnet56 --student resnet8""",
-    "check": """  stillroom check --teacher timm/resnet50 --student timm/resnet18 --data photos/ --epochs 100 --seeds 3""",
-    "run": """  stillroom run pld
-  stillroom run pld --seeds 10 --labelled 100 --out runs/pld
-  stillroom run --all --out runs/all""",
-    "list": """  stillroom list
-  stillroom list --json""",
-    "show": """  stillroom show pld""",
-    "report": """  stillroom report runs/small""",
-    "export": """  stillroom export runs/small/student --format onnx""",
-}
-
-
-USAGE = {
-    "run": "SLUG [options]",
-    "show": "SLUG",
-    "report": "FOLDER [options]",
-    "export": "FOLDER [options]",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,116 +91,21 @@ def overview() -> str:
     )
 
 
-# ---- parsing ---------------------------------------------------------------------------------------------------------
-
-
-def _parser(command: str, *functions: Callable[..., Any], skip: Sequence[str] = ()) -> Any:
-    """A parser whose options are the arguments of functions."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter):  # type: ignore[misc]
-        def _get_help_string(self, action: Any) -> str:
-            plain = action.default not in (None, False, "==SUPPRESS==") and action.option_strings
-            return (action.help or "") + (f" [{action.default}]" if plain else "")
-
-    class Parser(ArgumentParser):  # type: ignore[misc]
-        def format_help(self) -> str:
-            text = re.sub(r"--[a-z][a-z_]+", lambda found: found[0].replace("_", "-"), super().format_help())
-            return f"{text}\nexamples:\n{EXAMPLES[command]}"
-
-    parser = Parser(
-        prog=f"stillroom {command}",
-        usage=f"stillroom {command} {USAGE.get(command, '[options]')}",
-        description=COMMANDS[command] + ".",
-        exit_on_error=False,
-        formatter_class=Formatter,
-    )
-    added: set[str] = set(skip)
-    for function in functions:
-        parser.add_function_arguments(function, as_group=False, skip=added & set(_names(function)), fail_untyped=False)
-        added |= set(_names(function))
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    return parser
-
-
-def _names(function: Callable[..., Any]) -> list[str]:
-    return [name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD]
-
-
-def _parse(parser: Any, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse, taking dashes for underscores, and turn a complaint into one sentence."""
-    dashed = [
-        re.sub(r"^--[a-z][a-z0-9-]*", lambda found: "--" + found[0][2:].replace("-", "_"), one) for one in arguments
-    ]
-    flags = {option for option, action in parser._option_string_actions.items() if action.default is False}
-    for number, one in enumerate(dashed):
-        follower = dashed[number + 1].lower() if number + 1 < len(dashed) else ""
-        if one in flags - {"--json"} and follower not in ("true", "false"):
-            dashed[number] = f"{one}=true"
-    try:
-        return dict(parser.parse_args(dashed).as_dict())
-    except Exception as error:
-        if type(error).__name__ != "ArgumentError":
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        known = [option.replace("_", "-") for option in parser._option_string_actions if option.startswith("--")]
-        strange = re.search(r"[Uu]nrecognized arguments?: (\S+)|Key '(\w+)' is not expected", str(error))
-        if strange:
-            from stillroom.systems.catalog import unknown
-
-            name = "--" + (strange[1] or strange[2]).lstrip("-").split("=")[0].replace("_", "-")
-            raise ValueError(unknown("option", name, known)) from error
-        raise ValueError(lines[0] if lines else "the options cannot be read") from error
-
-
-def _take_dotted(arguments: Sequence[str], owners: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take `--OWNER.NAME VALUE` (or `=VALUE`) out of the arguments."""
-    rest: list[str] = []
-    taken: dict[str, dict[str, Any]] = {}
-    waiting = list(arguments)
-    while waiting:
-        one = waiting.pop(0)
-        found = re.match(r"^--([a-z0-9-]+)\.([A-Za-z0-9_-]+)(?:=(.*))?$", one, re.DOTALL)
-        if not found or found[1] not in owners:
-            rest.append(one)
-            continue
-        if found[3] is None and not waiting:
-            raise ValueError(f"the option {one} needs a value")
-        value = found[3] if found[3] is not None else waiting.pop(0)
-        taken.setdefault(found[1], {})[found[2].replace("-", "_")] = _value(value)
-    return rest, taken
-
-
-def _value(text: str) -> Any:
-    """Read a number, a truth value, a list; anything else is text."""
-    word = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in word:
-        return word[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, default=str))
-
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def _distill(arguments: list[str]) -> None:
     from stillroom.distill import distill, sentence, summary_of
 
-    rest, dotted = _take_dotted(arguments, ["method"])
-    parser = _parser("distill", distill, skip=["method_options", "progress"])
+    rest, dotted = take_dotted(arguments, ["method"])
+    parser = parser_for("distill", distill, skip=["method_options", "progress"])
     parser.set_defaults(jobs=None)
-    options = _parse(parser, rest)
+    options = parse(parser, rest)
     as_json = options.pop("json")
     options["out"] = options["out"] or _new_folder(options, str(options["method"]))
     result = distill(**options, method_options=dotted.get("method"))
     if as_json:
-        _print_json(summary_of(result.results))
+        print_json(summary_of(result.results))
         return
     _show_table(result.results)
     if result.results.get("difference"):
@@ -251,15 +118,15 @@ def _compare(arguments: list[str]) -> None:
     from stillroom.distill import distill
     from stillroom.systems import catalog
 
-    rest, dotted = _take_dotted(arguments, list(catalog.methods()))
-    parser = _parser("compare", compare, distill, skip=["method_options", "method", "progress", "options"])
+    rest, dotted = take_dotted(arguments, list(catalog.methods()))
+    parser = parser_for("compare", compare, distill, skip=["method_options", "method", "progress", "options"])
     parser.set_defaults(jobs=None)
-    options = _parse(parser, rest)
+    options = parse(parser, rest)
     as_json = options.pop("json")
     options["out"] = options["out"] or _new_folder(options, "compare")
     results = compare(**options, method_options=dotted)
     if as_json:
-        _print_json(results)
+        print_json(results)
         return
     _show_table(results)
     _say_where(options["out"])
@@ -269,14 +136,14 @@ def _check(arguments: list[str]) -> None:
     from stillroom.distill import distill
     from stillroom.forecast import forecast, lines_of
 
-    rest, dotted = _take_dotted(arguments, ["method"])
-    parser = _parser("check", distill, skip=["method_options", "progress", "out", "resume"])
+    rest, dotted = take_dotted(arguments, ["method"])
+    parser = parser_for("check", distill, skip=["method_options", "progress", "out", "resume"])
     parser.set_defaults(jobs=None)
-    options = _parse(parser, rest)
+    options = parse(parser, rest)
     as_json = options.pop("json")
     found = forecast(**options, method_options=dotted.get("method"))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for line in lines_of(found):
         print(line)
@@ -315,7 +182,10 @@ def _run(arguments: list[str]) -> None:
     arguments = [one for one in arguments if one != "--all"]
     if not everything and (not arguments or arguments[0].startswith("-")):
         if "--help" in arguments or "-h" in arguments:
-            print(_parser("run", _run_options).format_help() + "\n\nstillroom run SLUG --help: the recipe's arguments too")
+            print(
+                parser_for("run", _run_options).format_help()
+                + "\n\nstillroom run SLUG --help: the recipe's arguments too"
+            )
             return
         raise ValueError("which system? name one (stillroom list shows them), or give --all")
     slugs = [entry.slug for entry in catalog.SYSTEMS] if everything else [arguments.pop(0)]
@@ -323,13 +193,13 @@ def _run(arguments: list[str]) -> None:
     for slug in slugs:
         catalog.system(slug)  # an unknown one is refused before anything is imported
         recipe = catalog.recipe(slug, paper="--paper" in arguments)
-        parser = _parser("run", recipe, _run_options)
-        options = _parse(parser, arguments)
-        common = {name: options.pop(name) for name in (*_names(_run_options), "json")}
+        parser = parser_for("run", recipe, _run_options)
+        options = parse(parser, arguments)
+        common = {name: options.pop(name) for name in (*names(_run_options), "json")}
         results = run_system(slug, recipe, options, several=everything, **common)
         printed.append(results)
     if printed and common["json"]:
-        _print_json(printed if everything else printed[0])
+        print_json(printed if everything else printed[0])
 
 
 def run_system(
@@ -395,7 +265,7 @@ def _list(arguments: list[str]) -> None:
 
     from stillroom.systems import catalog
 
-    options = _parse(_parser("list", _list_options), arguments)
+    options = parse(parser_for("list", _list_options), arguments)
     if options["methods"]:
         known = catalog.methods()
         rows = [{"name": name, "class": path} for name, path in known.items()]
@@ -404,7 +274,7 @@ def _list(arguments: list[str]) -> None:
         rows = [entry.as_dict() for entry in catalog.SYSTEMS]
         columns = ["slug", "kind", "year", "arxiv", "title"]
     if options["json"]:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table(*columns, box=box.SIMPLE)
     for row in rows:
@@ -423,13 +293,13 @@ def _show_options(slug: str) -> None:
 def _show(arguments: list[str]) -> None:
     from stillroom.systems import catalog
 
-    parser = _parser("show", _show_options)
+    parser = parser_for("show", _show_options)
     given = [f"--slug={one}" if not one.startswith("-") and not number else one for number, one in enumerate(arguments)]
-    options = _parse(parser, given)
+    options = parse(parser, given)
     entry = catalog.system(options["slug"])
     found = measured(entry.slug)
     if options["json"]:
-        _print_json(entry.as_dict() | {"description": description(entry.module), "results": found})
+        print_json(entry.as_dict() | {"description": description(entry.module), "results": found})
         return
     print(f"{entry.title} (arXiv:{entry.arxiv}, {entry.year})\n")
     print(description(entry.module))
@@ -471,14 +341,14 @@ def _report_options(folder: str) -> None:
 def _report(arguments: list[str]) -> None:
     from stillroom.experiment.report import write_report
 
-    options = _parse(_parser("report", _report_options), _first_as("folder", arguments))
+    options = parse(parser_for("report", _report_options), _first_as("folder", arguments))
     place = Path(options["folder"])
     if not (place / "results.json").exists():
         raise FileNotFoundError(f"{place} holds no results.json: name the folder of a finished run")
     results = json.loads((place / "results.json").read_text())
     write_report(results, place / "report.html")
     if options["json"]:
-        _print_json(results)
+        print_json(results)
         return
     _show_table(results)
     _say_where(place)
@@ -495,18 +365,23 @@ def _export_options(folder: str, format: str = "onnx", to: str | None = None) ->
 
 
 def _export(arguments: list[str]) -> None:
-    options = _parse(_parser("export", _export_options), _first_as("folder", arguments))
+    options = parse(parser_for("export", _export_options), _first_as("folder", arguments))
     from stillroom import hub
 
     written = hub.export(options["folder"], options["to"], format=options["format"])
     found = {"path": str(written.path), "max_error": written.max_error, "format": options["format"]}
     if options["json"]:
-        _print_json(found)
+        print_json(found)
     else:
         print(f"wrote {written.path}; largest difference to the model: {written.max_error:.2g}")
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------
+
+
+def print_json(content: Any) -> None:
+    """Print something as JSON."""
+    print(json.dumps(content, indent=2, default=str))
 
 
 def _first_as(name: str, arguments: Sequence[str]) -> list[str]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.distill import command_of, distill, experiment_of, run_and_weigh
+from stillroom.distill import distill
+from stillroom.options import command_of, experiment_of
+from stillroom.weigh import run_and_weigh
 
 
 def compare(

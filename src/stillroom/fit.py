@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,11 @@ from stillroom.data.augment import augmentation
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import Stream, sequential
-from stillroom.log import Display, JSONLines
+from stillroom.log import Display, JSONLines, interruptions
 from stillroom.method import Losses, Method, Stage
-from stillroom.task import Classification, Task, teacher_beats_chance
-from stillroom.training import Optim, Training
-
-ZERO_FOR = 50  # steps after which a term that has always been exactly 0 stops the run
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: a term is NaN, negative or constantly zero, or the teacher is no teacher."""
+from stillroom.task import Classification, Task
+from stillroom.training import Training
+from stillroom.tripwires import TrainingError, Tripwires, gradient_shares, require_teacher
 
 
 @dataclass
@@ -142,14 +135,13 @@ class _Loop:
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
         self.parameters = method.players()
-        self.optimizers = {name: _optimizer(group, training.optim(name)) for name, group in self.parameters.items()}
+        self.optimizers = {name: training.optim(name).build(group) for name, group in self.parameters.items()}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
         self.average = self._average()
         self.step = 0
         self.fitted = Fitted(method.product)
         self.best: dict[str, Tensor] | None = None
-        self.alive: set[str] = set()  # terms that have been other than 0
-        self.silent: dict[str, int] = {}  # steps that a weighted term has been 0 from the start
+        self.tripwires = Tripwires(method)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -162,14 +154,15 @@ class _Loop:
         if teacher is not None:
             self.fitted.teacher = teacher.fingerprint()
             if check_teacher and self.step == 0:
-                self._check_teacher(teacher)
+                held = self.validation if self.validation is not None and len(self.validation) >= 100 else self.train
+                require_teacher(teacher, self.task, held, self.accelerator.device)
         main = self.accelerator.is_main_process
         log = JSONLines(self.folder / "metrics.jsonl" if self.folder and main else None, from_step=self.step)
         if self.trackers:
             self.accelerator.init_trackers("stillroom")
         self.method.train()
         stages = list(self._stages())
-        with Display(title or "training", self.steps, enabled=progress and main) as display, _interruptions() as stop:
+        with Display(title or "training", self.steps, enabled=progress and main) as display, interruptions() as stop:
             for stage, end in stages:
                 if self.step >= end:
                     continue
@@ -203,11 +196,12 @@ class _Loop:
                     losses = losses.only([name for name in losses if name in stage.terms])
                 if self.step == 0 and part == 0:
                     self.task.check(piece, losses.outputs if isinstance(losses.outputs, Tensor) else None)
-                    self._check_players()
-                self._watch(player, losses)
+                    self.tripwires.first_batch(self.parameters)
+                if self.accelerator.device.type == "cpu" or look or self.step < 10:  # a look waits for a GPU
+                    self.tripwires.watch(self.step, player, losses)
                 if look and part == 0:
                     logged |= {name: float(term.detach()) for name, term in losses.items()}
-                    shares |= self._shares(player, losses)
+                    shares |= gradient_shares(losses, self.parameters[player])
                 self._backward(player, losses.total / parts)
                 if part == parts - 1:
                     self._update(player)
@@ -259,67 +253,6 @@ class _Loop:
             together = self.accelerator.reduce(together, reduction="mean")
             for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
-
-    # ---- tripwires -----------------------------------------------------------------------------------------------
-
-    def _check_teacher(self, teacher: Callable[[Any], Tensor]) -> None:
-        samples = self.validation if self.validation is not None and len(self.validation) >= 100 else self.train
-        if samples.labels is None or len(samples) < 20:
-            return
-        samples = samples.subset(torch.arange(min(len(samples), 1024)))
-        batches = [batch.to(self.accelerator.device) for batch in sequential(samples, 256)]
-        measured = self.task.evaluate(teacher, batches, device=self.accelerator.device)
-        if samples.labels is not None and (
-            complaint := teacher_beats_chance(measured, self.task, samples.labels, len(samples))
-        ):
-            raise TrainingError(complaint)
-
-    def _check_players(self) -> None:
-        now = {id(p) for p in self.method.parameters() if p.requires_grad}
-        known = {id(p) for group in self.parameters.values() for p in group}
-        if now - known:
-            raise ValueError(
-                f"{len(now - known)} trainable parameters came into being with the first batch, after the optimizers: "
-                "build the method with probe= (a first batch), or list them in players()"
-            )
-
-    def _watch(self, player: str, losses: Losses) -> None:
-        if self.accelerator.device.type != "cpu" and self.step % 10 and self.step > 10:
-            return  # looking at a value waits for the GPU
-        for name, term in losses.items():
-            value = float(term.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss term {name!r} of player {player!r} is {value} at step {self.step}: lower the learning rate, "
-                    "clip gradients (clip=1.0), or look for such values in the data"
-                )
-            if value < -1e-5 and name not in self.method.may_be_negative:
-                raise TrainingError(
-                    f"loss term {name!r} is {value:.4g} at step {self.step}, but it cannot be below 0: if it can, name "
-                    f"it in {type(self.method).__name__}.may_be_negative"
-                )
-            if value != 0 or losses.weights[name] == 0:
-                self.alive.add(name)
-            if name not in self.alive:
-                self.silent[name] = self.silent.get(name, 0) + 1
-                if self.silent[name] >= ZERO_FOR:
-                    raise TrainingError(
-                        f"loss term {name!r} has been exactly 0 for the first {ZERO_FOR} steps: it teaches nothing; "
-                        "check what it is computed from, or set its weight to 0"
-                    )
-
-    def _shares(self, player: str, losses: Losses) -> dict[str, float]:
-        """Each term's part of the summed gradient norms of the player."""
-        norms = {}
-        for name, term in losses.items():
-            weight = losses.weights[name]
-            if weight == 0 or not term.requires_grad:
-                norms[name] = 0.0
-                continue
-            grads = torch.autograd.grad(weight * term, self.parameters[player], retain_graph=True, allow_unused=True)
-            norms[name] = math.sqrt(sum(float(grad.double().square().sum()) for grad in grads if grad is not None))
-        total = sum(norms.values())
-        return {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
     # ---- evaluation and what is kept -----------------------------------------------------------------------------
 
@@ -382,8 +315,7 @@ class _Loop:
             "validation": self.fitted.validation,
             "curve": self.fitted.curve,
             "terms": self.fitted.terms,
-            "alive": sorted(self.alive),
-            "silent": self.silent,
+            "tripwires": self.tripwires.state_dict(),
             "random": checkpoint.random_state(),
         }
         if self.accelerator.num_processes > 1:  # dropout differs by process: each keeps its own random state
@@ -413,7 +345,7 @@ class _Loop:
         self.best, self.step = state["best"], state["step"]
         for name in ("seconds", "best_step", "validation", "curve", "terms"):
             setattr(self.fitted, name, state[name])
-        self.alive, self.silent = set(state["alive"]), dict(state["silent"])
+        self.tripwires.load_state_dict(state["tripwires"])
         own = None
         if self.accelerator.num_processes > 1:
             own = checkpoint.load(self._checkpoint_path.with_name(f"random-{self.accelerator.process_index}.pt"))
@@ -481,27 +413,3 @@ def _accelerator(training: Training, device: Any, trackers: Sequence[str], folde
         return Accelerator(
             cpu=cpu or None, mixed_precision=training.precision, log_with=list(trackers) or None, project_dir=folder
         )
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], options: Optim) -> torch.optim.Optimizer:
-    if options.name == "sgd":
-        nesterov = options.momentum > 0
-        return torch.optim.SGD(
-            parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
-        )
-    kinds: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[options.name](parameters, lr=options.lr, weight_decay=options.weight_decay)  # type: ignore[call-arg]
-
-
-@contextmanager
-def _interruptions() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into a flag that is looked at between steps."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

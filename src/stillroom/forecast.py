@@ -25,19 +25,12 @@ def forecast(**given: Any) -> dict[str, Any]:
     import resource
 
     from stillroom import hub
-    from stillroom.distill import (
-        distill,
-        experiment_of,
-        jobs_of,
-        notes_of,
-        preflight,
-        question_of,
-        seeds_of,
-        with_defaults,
-    )
+    from stillroom.distill import distill
     from stillroom.experiment.arm import TrainingArm, load_splits
     from stillroom.experiment.run import seconds_per_step
     from stillroom.experiment.teacher import obtain_teacher
+    from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
+    from stillroom.weigh import notes_of, preflight, question_of
 
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     if strange := set(given) - set(defaults):
@@ -50,9 +43,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     splits = load_splits(experiment.task, seeds[0])
     preflight(experiment, splits)
     teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"))
-    arms = {
-        name: TrainingArm(arm, experiment.task, experiment.student) for name, arm in experiment.arms.items()
-    }
+    arms = {name: TrainingArm(arm, experiment.task, experiment.student) for name, arm in experiment.arms.items()}
     built = arms[list(arms)[-1]].build(seeds[0], splits, teacher)
     batch = splits.train.batch(range(min(experiment.training.batch_size, len(splits.train))))
     losses = built(batch)
@@ -105,7 +96,13 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     """The forecast in lines for people."""
     data = found["data"]
     minutes = found["seconds"] / 60
-    took = f"{found['seconds']:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
+    took = (
+        f"{found['seconds']:.0f} s"
+        if minutes < 3
+        else f"{minutes:.0f} min"
+        if minutes < 180
+        else f"{minutes / 60:.1f} h"
+    )
     terms = ", ".join(f"{name} {value:.4g}" for name, value in found["terms"].items())
     return [
         *found["notes"],

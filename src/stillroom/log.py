@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,3 +91,17 @@ class Display:
         elif step == self.total or time.monotonic() - self._said > self.every:
             self._said = time.monotonic()
             print(f"{self.title}: step {step}/{self.total} {self._news}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interruptions() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag that is looked at between steps."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

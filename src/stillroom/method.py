@@ -33,7 +33,7 @@ class Losses(Mapping[str, Tensor]):
     def __init__(self, *, outputs: Any = None, weights: Mapping[str, float] | None = None, **terms: Tensor) -> None:
         self.outputs = outputs
         self.terms = terms
-        self.weights = {name: 1.0 for name in terms} | dict(weights or {})
+        self.weights = dict.fromkeys(terms, 1.0) | dict(weights or {})
         if not terms:
             raise ValueError("Losses needs at least one named term, given none")
         for name, term in terms.items():

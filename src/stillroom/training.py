@@ -1,11 +1,14 @@
-"""How a training goes, as data: optimizers, schedules, sizes, what is kept. No code runs here."""
+"""How a training goes, as data: optimizers, schedules, sizes, what is kept."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,19 @@ class Optim:
             return self.lr * self.gamma ** sum(step >= milestone * steps for milestone in self.milestones)
         return self.lr
 
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the torch optimizer for some parameters."""
+        import torch
+
+        parameters = list(parameters)
+        if self.name == "sgd":
+            nesterov = self.momentum > 0
+            return torch.optim.SGD(
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
+            )
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -110,7 +126,7 @@ class Training:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, given {value}")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts (accumulate)")
+            raise ValueError(f"accumulate cuts a batch into equal parts: {self.batch_size} has no {self.accumulate}")
         _one_of("precision", self.precision, ("no", "bf16", "fp16"))
         _one_of("keep", self.keep, ("best", "last"))
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -1,0 +1,225 @@
+"""From what a user gave to an experiment: defaults, task, arms, training, seeds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.experiment.run import Experiment
+
+DEFAULT_TEACHER = "conv-32-64"
+DEFAULT_STUDENT = "conv-4-8"
+DEFAULT_LABELS = 200
+
+
+def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> Experiment:
+    """Build the experiment that `distill`, `compare` and `check` run.
+
+    Args:
+        methods: method names (or classes) with their arguments.
+        options: the arguments of `distill`.
+    """
+    from stillroom.baselines import Alone
+    from stillroom.experiment.run import Experiment
+
+    options = with_defaults(options)
+    task = task_of(options)
+    arms: dict[str, Any] = {}
+    if not (len(methods) == 1 and methods[0][0] == "alone"):
+        arms["alone"] = Alone
+    for given, arguments in methods:
+        name, arm = arm_of(given, arguments)
+        arms[name] = arm
+        check_fits(name, arm, task)
+    training = training_of(options)
+    first = options["teacher_epochs"]
+    if first is not None and not first > 0:
+        raise ValueError(f"teacher_epochs must be above 0, given {first}")
+    lrs = options["lr"] if isinstance(options["lr"], (list, tuple)) else ()
+    return Experiment(
+        task=task,
+        arms=arms,
+        student=options["student"],
+        teacher=options["teacher"],
+        training=training,
+        teacher_training=None if first is None else training.change(epochs=first, ema_decay=None, accumulate=1),
+        title=" and ".join(name for name in arms if name != "alone"),
+        method=list(arms)[-1] if len(methods) == 1 else None,
+        config={k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs")},
+        lrs=tuple(lrs),
+        equal_time=options["budget"] == "time",
+        save=True,
+    )
+
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what was not given: the whole embedded task when there is neither teacher nor student."""
+    options = dict(options)
+    if options["teacher"] is None and options["student"] is None and _is(options["data"], "digits"):
+        embedded = {
+            "teacher": DEFAULT_TEACHER,
+            "student": DEFAULT_STUDENT,
+            "teacher_epochs": 20.0,
+            "labels": DEFAULT_LABELS if options["train_size"] is None else None,
+            "epochs": 100.0 if options["steps"] is None else None,
+            "batch_size": 32,
+            "lr": 5e-3,
+        }
+        options |= {name: value for name, value in embedded.items() if options[name] is None}
+    for name in ("teacher", "student"):
+        if options[name] is None:
+            raise ValueError(f"no {name} was given: name one (--{name} resnet20, timm/NAME, file.py:function, ...)")
+    options["batch_size"] = options["batch_size"] or 64
+    options["lr"] = options["lr"] or 1e-3
+    return options
+
+
+def task_of(options: Mapping[str, Any]) -> Any:
+    """The task of the options, found from the data where it is not named."""
+    from stillroom.data import load_data
+    from stillroom.task import Task, task_for
+
+    given = options["task"]
+    if isinstance(given, Task):
+        return given
+    names = [
+        "train_size",
+        "test_size",
+        "labels",
+        "unlabelled",
+        "image_size",
+        "channels",
+        "validation_share",
+        "label_column",
+        "image_column",
+    ]
+    details = {name: options[name] for name in names}
+    for name in ("labels", "train_size", "test_size"):
+        if details[name] is not None and details[name] <= 0:
+            raise ValueError(f"{name} must be above 0, given {details[name]}")
+    if given is None:
+        small = (
+            {"image_size": 16, "train_size": 64, "test_size": 64} if isinstance(options["data"], (str, Path)) else {}
+        )
+        kind = load_data(options["data"], **small).kind
+        given = "embeddings" if kind == "unlabelled" else kind
+    return task_for(given, options["data"], **details)
+
+
+def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name and arm of a method, its arguments checked against its constructor."""
+    import inspect
+    from functools import partial
+
+    from stillroom.experiment.arm import method_class
+    from stillroom.systems import catalog
+
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__).lower()
+    build = catalog.method(method) if isinstance(method, str) else method
+    if not callable(build):
+        raise TypeError(f"method must be a name or a Method class, given {type(method).__name__}")
+    own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "classes"}
+    known = [key for key in inspect.signature(method_class(build) or build).parameters if key not in own]
+    for key in arguments:
+        if key not in known:
+            raise ValueError(catalog.unknown(f"argument of method {name}", key, known))
+    return name, partial(build, **arguments) if arguments else build
+
+
+def check_fits(name: str, arm: Any, task: Any) -> None:
+    """Refuse a method that does not work for the task."""
+    from stillroom.experiment.arm import method_class
+
+    kind = method_class(arm)
+    if kind is None:
+        return
+    if task.name not in kind.needs.tasks:
+        raise ValueError(
+            f"method {name!r} works for {', '.join(kind.needs.tasks)}, but the task is {task.name}: choose another "
+            "method, or name the task"
+        )
+
+
+def training_of(options: Mapping[str, Any]) -> Any:
+    """The training options of every arm."""
+    from stillroom.training import Optim, Training
+
+    rates = options["lr"]
+    optimizer = Optim(
+        options["optimizer"],
+        lr=rates[0] if isinstance(rates, (list, tuple)) else rates,
+        weight_decay=options["weight_decay"],
+        schedule=options["schedule"],
+        warmup=options["warmup"],
+        clip=options["clip"],
+    )
+    names = ["epochs", "steps", "batch_size", "accumulate", "ema_decay", "augment", "precision", "keep"]
+    return Training(optimizer=optimizer, **{name: options[name] for name in names})
+
+
+def seeds_of(options: Mapping[str, Any]) -> list[int]:
+    """The seeds of the options, checked."""
+    from stillroom.experiment.run import check_seeds
+
+    given = options["seeds"]
+    seeds = (
+        list(given)
+        if isinstance(given, (list, tuple))
+        else list(range(options["first_seed"], options["first_seed"] + given))
+    )
+    check_seeds(seeds)
+    return seeds
+
+
+def jobs_of(options: Mapping[str, Any]) -> int:
+    """How many processes: as given, or one per core on a machine without a GPU."""
+    import os
+
+    import torch
+
+    if options["jobs"] is not None:
+        return int(options["jobs"])
+    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    return (os.cpu_count() or 1) if device == "cpu" else 1
+
+
+def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] = ("progress", "resume")) -> str:
+    """The command line that repeats a run (as far as its options can be written on one)."""
+    import inspect
+
+    from stillroom.distill import distill
+
+    defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
+    parts = ["stillroom", command]
+    for name, value in options.items():
+        if name in skip or name not in (*defaults, "methods") or value is None or value == defaults.get(name):
+            continue
+        if name == "method_options":
+            for key, inner in value.items():
+                parts += [f"--method.{key}", str(inner)]
+            continue
+        shown = str(_plain(value))
+        parts += ["--" + name.replace("_", "-"), shown]
+    return " ".join(shlex.quote(part) for part in parts)
+
+
+def _plain(value: Any) -> Any:
+    """Something that can be written down: plain values as they are, anything else by its name."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)) and all(isinstance(inner, (str, int, float, bool)) for inner in value):
+        return json.loads(json.dumps(value))
+    if isinstance(value, Path):
+        return str(value)
+    kind = type(value) if not isinstance(value, type) else value
+    return f"<{kind.__module__}.{kind.__qualname__}>"
+
+
+def _is(value: Any, name: str) -> bool:
+    return isinstance(value, str) and value == name

@@ -1,0 +1,69 @@
+"""Tasks: what a network's outputs mean, how they are trained on, measured and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from stillroom.task.base import Meter, Task
+from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
+from stillroom.task.vectors import Embeddings, Regression, nearest
+
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Embeddings",
+    "Meter",
+    "MultiLabel",
+    "Regression",
+    "Segmentation",
+    "Task",
+    "TaskName",
+    "nearest",
+    "spearman_without",
+    "task_for",
+    "teacher_beats_chance",
+]
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, MultiLabel, Segmentation, Regression, Embeddings)
+}
+TaskName = Literal["classification", "multi-label", "segmentation", "regression", "embeddings"]
+
+
+def task_for(name: str, data: Any = None, **options: Any) -> Task:
+    """Build a task by its name.
+
+    Raises:
+        ValueError: unknown name, with the known ones.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
+    return TASKS[name](data, **options)
+
+
+def teacher_beats_chance(measured: dict[str, float], task: Task, labels: Tensor, samples: Sequence[int] | int) -> str:
+    """Say in one sentence why a teacher is no teacher for this data; empty when it is one.
+
+    The teacher must be better than a guess by two standard errors (classification and its kin), or better at all.
+
+    Args:
+        measured: the teacher's metrics on the data.
+        task: the task, which knows what guessing scores.
+        labels: labels of the measured samples.
+        samples: how many they are.
+    """
+    guess = task.chance(labels).get(task.metric)
+    if guess is None or task.metric not in measured:
+        return ""
+    count = samples if isinstance(samples, int) else len(samples)
+    margin = 2 * (guess * (1 - guess) / count) ** 0.5 if task.metric == "accuracy" else 0.0
+    if measured[task.metric] > guess + margin:
+        return ""
+    return (
+        f"the teacher's {task.metric.replace('_', ' ')} on this data is {measured[task.metric]:.3f}, no better than "
+        f"guessing ({guess:.3f}): check its class order and input range, give it weights, or train it first "
+        "(--teacher-epochs)"
+    )

@@ -1,0 +1,137 @@
+"""Tasks whose outputs are plain numbers: regression, and embeddings without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillroom.losses import Reduction, mean_squared_error, reduce
+from stillroom.task.base import Meter, Task
+
+
+class Regression(Task):
+    """Numbers per sample. Outputs and labels are `(N, D)` floats, NaN for none."""
+
+    name = "regression"
+    metric = "r2"
+
+    def supervised_loss(self, outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+        """Mean squared error over the known entries."""
+        return mean_squared_error(outputs, labels, reduction=reduction)
+
+    def distillation_loss(
+        self,
+        student_outputs: Tensor,
+        teacher_outputs: Tensor,
+        *,
+        temperature: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Mean squared error against the teacher's numbers; temperature plays no part."""
+        return mean_squared_error(student_outputs, teacher_outputs.detach(), reduction=reduction)
+
+    def width(self, splits: Any) -> int | None:
+        """One output per number in a label."""
+        labels = splits.train.labels
+        return None if labels is None else int(labels[0].numel())
+
+    def check_labels(self, labels: Tensor, outputs: Tensor | None) -> None:
+        """Labels must be floats of the outputs' shape."""
+        if outputs is not None and labels.shape != outputs.shape:
+            raise ValueError(
+                f"regression labels have shape {tuple(labels.shape)}, but the network gives {tuple(outputs.shape)}: "
+                "both need one column per number"
+            )
+
+    def chance(self, labels: Tensor) -> dict[str, float]:
+        """Saying the mean scores an R2 of 0."""
+        return {"r2": 0.0}
+
+    def meter(self, width: int | None, *, with_teacher: bool = False) -> Meter:
+        """R2 (mean over columns), root mean squared error and mean absolute error."""
+        from torchmetrics.functional.regression import r2_score
+
+        def compute(outputs: Tensor, labels: Tensor | None, teacher: Tensor | None) -> dict[str, float]:
+            found: dict[str, float] = {}
+            if labels is not None:
+                known = ~labels.isnan().any(1)
+                error = outputs[known] - labels[known]
+                found["r2"] = float(r2_score(outputs[known], labels[known], multioutput="uniform_average"))
+                found["rmse"] = float(error.square().mean().sqrt())
+                found["mae"] = float(error.abs().mean())
+            if teacher is not None and teacher.shape == outputs.shape:
+                found["rmse_to_teacher"] = float((outputs - teacher).square().mean().sqrt())
+            return found
+
+        return Meter(compute)
+
+
+class Embeddings(Task):
+    """Vectors that stand for samples, learned from a teacher's vectors without any labels. Outputs are `(N, D)`."""
+
+    name = "embeddings"
+    metric = "neighbour_overlap"
+    needs_labels = False
+
+    def supervised_loss(self, outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+        """Nothing: this task has no labels (0 for every sample, connected to the graph)."""
+        return reduce(0 * outputs.flatten(1).sum(1), reduction)
+
+    def distillation_loss(
+        self,
+        student_outputs: Tensor,
+        teacher_outputs: Tensor,
+        *,
+        temperature: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """One minus the cosine between student's and teacher's vectors; temperature plays no part."""
+        if student_outputs.shape != teacher_outputs.shape:
+            raise ValueError(
+                f"student embeddings have shape {tuple(student_outputs.shape)}, teacher embeddings "
+                f"{tuple(teacher_outputs.shape)}: give the student as many outputs, or use a method that compares "
+                "relations between samples (rkd)"
+            )
+        cosine = F.cosine_similarity(student_outputs.float(), teacher_outputs.detach().float(), dim=1)
+        return reduce(1 - cosine, reduction)
+
+    def width(self, splits: Any) -> int | None:
+        """The teacher decides."""
+        return None
+
+    def meter(self, width: int | None, *, with_teacher: bool = False) -> Meter:
+        """Against the teacher: the overlap of the ten nearest neighbours within the split, and the mean cosine.
+
+        With labels, also the accuracy of the nearest neighbour (leaving the sample itself out).
+        """
+
+        def compute(outputs: Tensor, labels: Tensor | None, teacher: Tensor | None) -> dict[str, float]:
+            found: dict[str, float] = {}
+            own = nearest(outputs)
+            if teacher is not None:
+                theirs = nearest(teacher)
+                shared = (own.unsqueeze(2) == theirs.unsqueeze(1)).any(2).double().mean()
+                found[self.metric] = float(shared)
+                if teacher.shape == outputs.shape:
+                    found["cosine_to_teacher"] = float(F.cosine_similarity(outputs, teacher, dim=1).mean())
+            if labels is not None and not labels.is_floating_point() and labels.ndim == 1:
+                found["neighbour_accuracy"] = float((labels[own[:, 0]] == labels).double().mean())
+            return found
+
+        return Meter(compute)
+
+
+def nearest(vectors: Tensor, count: int = 10) -> Tensor:
+    """Return, for each row, the numbers of the `count` other rows with the highest cosine: `(N, count)`."""
+    vectors = F.normalize(vectors.float(), dim=1)
+    count = min(count, len(vectors) - 1)
+    found = [
+        (part @ vectors.T).scatter_(1, rows.unsqueeze(1), -torch.inf).topk(count, dim=1).indices
+        for part, rows in zip(
+            vectors.split(1024), torch.arange(len(vectors), device=vectors.device).split(1024), strict=True
+        )
+    ]
+    return torch.cat(found)

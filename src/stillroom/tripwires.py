@@ -1,0 +1,115 @@
+"""Tripwires against silent nothing: what stops a training that could only end in a worthless number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.blocks.frozen import Frozen
+from stillroom.data.samples import Samples
+from stillroom.data.stream import sequential
+from stillroom.method import Losses, Method
+from stillroom.task import Task, teacher_beats_chance
+
+ZERO_FOR = 50
+"""Looks after which a weighted term that has always been exactly 0 stops the run."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a term is NaN, negative or constantly zero, or the teacher is no teacher."""
+
+
+class Tripwires:
+    """Watches the loss terms of one training.
+
+    Args:
+        method: whose terms they are; it says which may be negative.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.alive: set[str] = set()  # terms that have been other than 0
+        self.silent: dict[str, int] = {}  # looks at which a weighted term has been 0 from the start
+
+    def first_batch(self, players: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        """Refuse parameters that no optimizer knows.
+
+        Raises:
+            ValueError: the method has trainable parameters now that it had not when the optimizers were made.
+        """
+        now = {id(parameter) for parameter in self.method.parameters() if parameter.requires_grad}
+        known = {id(parameter) for group in players.values() for parameter in group}
+        if now - known:
+            raise ValueError(
+                f"{len(now - known)} trainable parameters belong to no player: list them in players(), or, if they "
+                "came into being with the first batch, build the method with probe= (a first batch)"
+            )
+
+    def watch(self, step: int, player: str, losses: Losses) -> None:
+        """Look at the values of a step.
+
+        Raises:
+            TrainingError: a term is NaN or infinite, below 0 though it cannot be, or has been 0 for too long.
+        """
+        for name, term in losses.items():
+            value = float(term.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"loss term {name!r} of player {player!r} is {value} at step {step}: lower the learning rate, clip "
+                    "gradients (clip=1.0), or look for such values in the data"
+                )
+            if value < -1e-5 and name not in self.method.may_be_negative:
+                raise TrainingError(
+                    f"loss term {name!r} is {value:.4g} at step {step}, but it cannot be below 0: if it can, name it "
+                    f"in {type(self.method).__name__}.may_be_negative"
+                )
+            if value != 0 or losses.weights[name] == 0:
+                self.alive.add(name)
+            if name not in self.alive:
+                self.silent[name] = self.silent.get(name, 0) + 1
+                if self.silent[name] >= ZERO_FOR:
+                    raise TrainingError(
+                        f"loss term {name!r} has been exactly 0 for the first {ZERO_FOR} steps: it teaches nothing; "
+                        "check what it is computed from, or set its weight to 0"
+                    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {"alive": sorted(self.alive), "silent": dict(self.silent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what an interrupted training knew."""
+        self.alive, self.silent = set(state["alive"]), dict(state["silent"])
+
+
+def gradient_shares(losses: Losses, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+    """Each weighted term's part of the summed gradient norms, in [0, 1]; the graph is kept."""
+    norms = {}
+    for name, term in losses.items():
+        weight = losses.weights[name]
+        if weight == 0 or not term.requires_grad:
+            norms[name] = 0.0
+            continue
+        grads = torch.autograd.grad(weight * term, parameters, retain_graph=True, allow_unused=True)
+        norms[name] = math.sqrt(sum(float(grad.double().square().sum()) for grad in grads if grad is not None))
+    total = sum(norms.values())
+    return {name: norm / total if total else 0.0 for name, norm in norms.items()}
+
+
+def require_teacher(teacher: Frozen, task: Task, samples: Samples, device: torch.device) -> None:
+    """Stop when a teacher does not beat chance on up to 1,024 labelled samples.
+
+    Raises:
+        TrainingError: with both numbers and what to do.
+    """
+    if samples.labels is None or len(samples) < 20:
+        return
+    samples = samples.subset(torch.arange(min(len(samples), 1024)))
+    measured = task.evaluate(teacher, sequential(samples, 256), device=device)
+    labels = samples.labels
+    if labels is not None and (complaint := teacher_beats_chance(measured, task, labels, len(samples))):
+        raise TrainingError(complaint)

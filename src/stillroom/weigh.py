@@ -1,0 +1,245 @@
+"""Running an experiment of the main job, weighing what came out, and writing it down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.options import jobs_of, seeds_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stillroom.experiment.run import Experiment
+
+
+def run_and_weigh(
+    experiment: Experiment, place: Path, options: Mapping[str, Any], *, command: str
+) -> tuple[dict[str, Any], nn.Module]:
+    """Run an experiment, complete its results and write everything; return results and the student to ship."""
+    from stillroom.experiment.arm import load_splits
+    from stillroom.experiment.record import verdict_of
+
+    seeds = seeds_of(options)
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    own_folder = options["out"] is not None
+    if place.exists() and any(place.iterdir()) and own_folder and not options["resume"]:
+        raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
+    splits = load_splits(experiment.task, seeds[0])
+    question = question_of(experiment, splits)
+    notes = [*splits.notes, *notes_of(experiment)]
+    if options["progress"]:
+        for line in (question, *notes):
+            say(line)
+    preflight(experiment, splits)
+    results = replace(experiment, question=question).run(
+        seeds,
+        place,
+        jobs=jobs_of(options),
+        device=options["device"],
+        workers=options["workers"],
+        resume=options["resume"],
+        level=options["level"],
+        progress=options["progress"],
+        command=command,
+    )
+    shipped = experiment.method or best_arm(results)
+    student, seed = trained_student(experiment, results, place, shipped, seeds)
+    results["notes"] = notes
+    if experiment.method is not None:
+        results["kind"] = "distill"
+        results["difference"] = results["differences"].get(experiment.method)
+        if results["difference"] is not None:
+            results["verdict"] = verdict_of(results["difference"])
+    results["costs"] = costs_of(experiment, splits, student, place)
+    results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
+    write_all(results, student, place)
+    if options["progress"] and experiment.method is not None and results["difference"] is not None:
+        say(sentence(results))
+    return results, student
+
+
+def preflight(experiment: Experiment, splits: Any) -> None:
+    """Build every arm once and push two samples through it, so that what does not fit is said before training."""
+    from stillroom.experiment.arm import TrainingArm, is_method
+    from stillroom.experiment.teacher import obtain_teacher
+
+    teacher = None
+    if experiment.teacher is not None:
+        try:
+            teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None)
+        except RuntimeError as error:
+            raise ValueError(f"the teacher cannot be built for this data: {_first_line(error)}") from error
+    batch = splits.train.batch(range(min(4, len(splits.train))))
+    if teacher is not None:
+        push("teacher", teacher, batch)
+    for name, arm in experiment.arms.items():
+        if not is_method(arm):
+            continue
+        training_arm = TrainingArm(arm, experiment.task, experiment.student)
+        try:
+            method = training_arm.build(0, splits, teacher)
+        except RuntimeError as error:
+            raise ValueError(f"arm {name!r} cannot be built for this data: {_first_line(error)}") from error
+        push("student", method.student, batch)
+        outputs = method.student(batch.inputs)
+        experiment.task.check(batch, outputs)
+        if teacher is not None and name != experiment.baseline:
+            said = teacher(batch)
+            width = experiment.task.width(splits)
+            if width is not None and said.shape[1] != width:
+                raise ValueError(
+                    f"the teacher gives {said.shape[1]} outputs, but the data have {width} classes"
+                    f"{' (' + ', '.join(splits.classes[:5]) + ', ...)' if splits.classes else ''}: "
+                    "take a teacher for these classes, or train its head first (--teacher-epochs)"
+                )
+
+
+def push(who: str, network: Any, batch: Any) -> None:
+    """Call a network once and turn its complaint into one sentence."""
+    try:
+        network(batch.inputs)
+    except (RuntimeError, IndexError) as error:
+        shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
+        raise ValueError(
+            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; set image_size or channels, or use "
+            "another model"
+        ) from error
+
+
+def trained_student(
+    experiment: Experiment, results: Mapping[str, Any], place: Path, arm: str, seeds: Sequence[int]
+) -> tuple[nn.Module, int]:
+    """Load the student of the seed that was best on the held-out part (the first seed where nothing was held out)."""
+    from stillroom import hub
+    from stillroom.experiment.arm import build_student, load_splits
+
+    sign = 1 if experiment.task.higher_is_better else -1
+    held = results["arms"][arm].get("validation") or [None] * len(seeds)
+    scores = [sign * (found or {}).get(experiment.task.metric, float("-inf")) for found in held]
+    best = max(range(len(seeds)), key=lambda number: scores[number])
+    from stillroom.experiment.teacher import obtain_teacher
+
+    splits = load_splits(experiment.task, seeds[best])
+    needs_teacher = experiment.task.width(splits) is None
+    teacher = obtain_teacher(experiment.teacher, experiment.task, place / "teacher") if needs_teacher else None
+    student = build_student(experiment.student, experiment.task, splits, teacher)
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in arm)
+    hub.load_weights(student, place / "arms" / name / f"seed-{seeds[best]}" / "student" / "student.safetensors")
+    return student.eval(), seeds[best]
+
+
+def best_arm(results: Mapping[str, Any]) -> str:
+    """The arm with the best mean on the held-out part (never on the reported split)."""
+    sign = 1 if results["higher_is_better"] else -1
+
+    def held(arm: str) -> float:
+        found = [
+            sign * (v or {}).get(results["metric"], float("-inf")) for v in results["arms"][arm].get("validation", [])
+        ]
+        return sum(found) / len(found) if found else float("-inf")
+
+    return max((arm for arm in results["arms"] if arm != "teacher"), key=held)
+
+
+def costs_of(experiment: Experiment, splits: Any, student: nn.Module, place: Path) -> dict[str, Any]:
+    """What teacher and student cost: parameters, multiply-adds, latency on this machine, file size."""
+    from torch import nn
+
+    from stillroom.experiment.cost import costs
+    from stillroom.experiment.teacher import obtain_teacher
+
+    networks: dict[str, nn.Module] = {}
+    teacher = (
+        obtain_teacher(experiment.teacher, experiment.task, place / "teacher")
+        if experiment.teacher is not None
+        else None
+    )
+    if teacher is not None and isinstance(teacher.network, nn.Module) and not hasattr(teacher.network, "takes_batch"):
+        networks["teacher"] = teacher.network
+    networks["student"] = student
+    probe = splits.train.batch([0]).inputs
+    return {name: cost.as_dict() for name, cost in costs(networks, probe).items()}
+
+
+def question_of(experiment: Experiment, splits: Any) -> str:
+    """Say in one sentence what the task is."""
+    labels = len(splits.train)
+    held = len(splits.validation) if splits.validation is not None else 0
+    pool = len(splits.unlabelled) if splits.unlabelled is not None else 0
+    classes = f" into {len(splits.classes)} classes" if splits.classes else ""
+    what = {"embeddings": "embed", "regression": "predict numbers for"}.get(experiment.task.name, "sort")
+    text = (
+        f"The task: {what} {splits.name or 'your data'}{classes} ({experiment.task.name}); the student sees {labels} "
+        f"{'samples' if not experiment.task.needs_labels else 'labelled samples'}"
+    )
+    if held:
+        text += f", {held} more choose its weights"
+    if pool:
+        text += f", {pool} unlabelled ones are there for methods that can use them"
+    return text + f"; {len(splits.test)} test samples are reported."
+
+
+def notes_of(experiment: Experiment) -> list[str]:
+    """What a reader of the numbers should know of the arms."""
+    from torch import nn
+
+    notes = []
+    if not experiment.task.needs_labels and experiment.baseline in experiment.arms:
+        notes.append("Without labels the student alone cannot be trained: its arm is the student as it comes.")
+    if isinstance(experiment.student, nn.Module):
+        notes.append(
+            "The student was given as a module: every seed starts from its weights and only the order of batches "
+            "varies; give a function that builds it to vary the initial weights too."
+        )
+    if experiment.equal_time:
+        notes.append("Every arm has the wall-clock of the slowest one instead of the same number of steps.")
+    return notes
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """The verdict in one sentence."""
+    difference, count = results["difference"], len(results["seeds"])
+    percent = results["metric"] in ("accuracy", "mean_iou", "mean_average_precision", "neighbour_overlap")
+    scale, unit = (
+        (100, " points of " + results["metric"].replace("_", " ")) if percent else (1, " " + results["metric"])
+    )
+    mean = f"{scale * difference['mean']:+.2f}{unit}"
+    if difference["low"] is None:
+        return f"{results['verdict'].capitalize()}: {results['method']} against the student alone {mean} from one seed."
+    low, high = scale * difference["low"], scale * difference["high"]
+    return (
+        f"{results['verdict'].capitalize()}: {results['method']} against the student alone {mean} "
+        f"({round(100 * results['level'])}% interval {low:+.2f} to {high:+.2f}, {count} seeds)."
+    )
+
+
+def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The short form of results: what `summary.json` holds."""
+    arms = {name: {key: arm[key] for key in ("values", "mean", "low", "high")} for name, arm in results["arms"].items()}
+    names = ("method", "metric", "difference", "verdict", "student", "config", "seconds")
+    return {"arms": arms, **{name: results.get(name) for name in names}}
+
+
+def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
+    """Write student, results, summary and report into a folder."""
+    from stillroom import hub
+    from stillroom.checkpoint import write_json
+    from stillroom.experiment.report import write_report
+
+    place.mkdir(parents=True, exist_ok=True)
+    card = sentence(results) if results.get("difference") else results["question"]
+    hub.save(
+        student, place / "student", card=f"# {results['title']}\n\n{card}\n\n{results['question']}\n", overwrite=True
+    )
+    results["student"]["file"] = str(Path("student") / "student.safetensors")
+    write_json(place / "results.json", results)
+    write_json(place / "summary.json", summary_of(results))
+    write_report(results, place / "report.html")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
