@@ -60,10 +60,10 @@ class Taps:
     def __init__(self, module: nn.Module, names: Sequence[str] | str) -> None:
         self._root = tap_root(module)
         self.tapped = _resolve(self._root, [names] if isinstance(names, str) else list(names))
-        self._record = _Record()
+        self._kept = {name: _Keep() for name in self.tapped}
         modules = dict(_walk(self._root))
-        self._handles = [self._root.register_forward_pre_hook(_Forget(self._record))]
-        self._handles += [modules[name].register_forward_hook(_Keep(self._record, name)) for name in self.tapped]
+        self._handles = [modules[name].register_forward_hook(keep) for name, keep in self._kept.items()]
+        self._handles.append(self._root.register_forward_pre_hook(_Forget(list(self._kept.values()))))
         self._compiled = _is_compiled(module)
         if self._compiled:
             torch.compiler.reset()
@@ -76,26 +76,26 @@ class Taps:
             RuntimeError: a module has not run, or its output was changed in place after it was recorded.
         """
         features = {}
-        for name in self.tapped:
-            if name not in self._record.outputs:
+        for name, keep in self._kept.items():
+            if not keep.ran:
                 raise RuntimeError(
                     f"module {name!r} has no output recorded, expected one from the latest forward: call the network "
                     "first, or tap a module that it runs"
                 )
-            tensor, version = self._record.outputs[name]
-            if tensor is None:
+            if keep.output is None:
                 raise RuntimeError(f"module {name!r} returned no tensor, expected one: tap another module")
-            if version is not None and tensor._version != version:
+            if keep.version is not None and keep.output._version != keep.version:
                 raise RuntimeError(
                     f"the output of {name!r} was changed in place after it was recorded (often by a ReLU with "
                     "inplace=True or by +=): tap the module that changed it, or build the network without in-place"
                 )
-            features[name] = tensor
+            features[name] = keep.output
         return features
 
     def clear(self) -> None:
         """Forget the latest forward, so that its memory is free before the next one."""
-        self._record.outputs.clear()
+        for keep in self._kept.values():
+            keep.forget()
 
     def remove(self) -> None:
         """Take every hook off the network and forget what was recorded; a second call does nothing."""
@@ -104,7 +104,8 @@ class Taps:
         if self._handles and self._compiled:
             torch.compiler.reset()
         self._handles = []
-        self._record.awake = False
+        for keep in self._kept.values():
+            keep.awake = False
         self.clear()
 
     @staticmethod
@@ -120,7 +121,8 @@ class Taps:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._record.awake = bool(self._handles)  # this Taps was copied with its network: its copied hooks work on
+        for keep in self._kept.values():  # this Taps was copied with its network: its copied hooks work on
+            keep.awake = bool(self._handles)
 
     def __repr__(self) -> str:
         return f"Taps({', '.join(self.tapped)})"
@@ -155,37 +157,48 @@ def tap_root(module: nn.Module) -> nn.Module:
     return inner
 
 
-class _Record:
-    """What the hooks write to. A copy is empty and asleep until a Taps that was copied with it wakes it."""
+class _Keep:
+    """The hook on a tapped module, which keeps the latest output.
+
+    A copy is empty and asleep until a Taps that was copied with it wakes it.
+    """
 
     def __init__(self) -> None:
-        self.outputs: dict[str, tuple[Tensor | None, int | None]] = {}
+        self.ran = False
+        self.output: Tensor | None = None
+        self.version: int | None = None
         self.awake = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"outputs": {}, "awake": False}  # recorded tensors belong to a graph and cannot be copied
+        # what is kept belongs to a graph and cannot be copied
+        return {"ran": False, "output": None, "version": None, "awake": False}
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.awake:
+            self.ran = True
+            self.output = first_tensor(output)
+            self.version = None if torch.compiler.is_compiling() else _version(self.output)
+
+    def forget(self) -> None:
+        self.ran = False
+        self.output = self.version = None
 
 
 class _Forget:
-    def __init__(self, record: _Record) -> None:
-        self.record = record
+    """The hook before the whole network's forward."""
+
+    def __init__(self, kept: list[_Keep]) -> None:
+        self.kept = kept
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if self.record.awake:
-            self.record.outputs.clear()
+        for keep in self.kept:
+            if keep.awake:
+                keep.forget()
 
 
-class _Keep:
-    def __init__(self, record: _Record, name: str) -> None:
-        self.record = record
-        self.name = name
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self.record.awake:
-            return
-        tensor = first_tensor(output)
-        tracked = tensor is not None and not torch.compiler.is_compiling() and not tensor.is_inference()
-        self.record.outputs[self.name] = (tensor, tensor._version if tensor is not None and tracked else None)
+def _version(tensor: Tensor | None) -> int | None:
+    """How often a tensor has been changed in place; None where nobody counts."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def first_tensor(output: Any) -> Tensor | None:
