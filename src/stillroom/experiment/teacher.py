@@ -15,9 +15,10 @@ from stillroom.blocks.providers import Average, FunctionTeacher
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.stream import sequential
 from stillroom.experiment.arm import load_model, load_splits
-from stillroom.fit import TrainingError, fit
+from stillroom.fit import fit
 from stillroom.task import Task, teacher_beats_chance
 from stillroom.training import Training
+from stillroom.tripwires import TrainingError
 
 
 def obtain_teacher(
