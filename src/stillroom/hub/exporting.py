@@ -1,0 +1,188 @@
+"""A model for other runtimes, with a check that it still says the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.hub.fetch import first_line, quiet
+from stillroom.hub.folder import load_folder
+from stillroom.hub.model import Model, name_of
+from stillroom.method import unwrap
+
+TOLERANCE = 1e-4
+"""Largest difference of an exported model's outputs that passes, relative to the largest output (at least 1)."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        path: the file.
+        max_error: the largest absolute difference between the file's outputs and the model's; None if not checked.
+    """
+
+    path: Path
+    max_error: float | None
+
+
+def export(
+    model: nn.Module | str | Path,
+    path: str | Path | None = None,
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    batch_dynamic: bool = True,
+    check: bool = True,
+    example: Any = None,
+) -> Exported:
+    """Export a model: inputs in [0, 1] in, logits out, with resizing and normalisation inside.
+
+    The file is checked on batches of 1 and 3 (of 2, where the batch is not dynamic) before it takes its place: ONNX in
+    onnxruntime, torch by `torch.export.load`. Its input is called "inputs" and its output "logits".
+
+    Args:
+        model: a model, or a folder written by `stillroom.hub.save`.
+        path: where the file goes; None: "student.onnx" or "student.pt2" in the folder.
+        format: "onnx", or "torch" for a file of `torch.export`.
+        batch_dynamic: batches of any size, else of 2 samples.
+        check: compare with the model.
+        example: inputs `(N, ...)` of the model's kind, N of any size; None: random images of the model's size.
+
+    Returns:
+        The path and the largest difference found.
+
+    Raises:
+        FileExistsError: there is a file already.
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        RuntimeError: the network cannot be exported, or what was exported says something else.
+        ValueError: there is no path, the size of the inputs is not known, or `format` is another word.
+    """
+    if format not in ("onnx", "torch"):
+        raise ValueError(f'format must be "onnx" or "torch", given {format!r}')
+    if isinstance(model, (str, Path)):
+        path = Path(model) / ("student.onnx" if format == "onnx" else "student.pt2") if path is None else path
+        model = load_folder(model)
+    if path is None:
+        raise ValueError("a model that is not in a folder is exported to a path, given none: pass path=")
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: export to another path, or remove it")
+    if format == "onnx":
+        _need_onnx()
+    model = unwrap(model)
+    parameter = next(model.parameters(), torch.empty(0))
+    inputs = _example(model, example).to(parameter.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torch, _read_torch)
+        try:
+            with quiet(), contextlib.redirect_stdout(io.StringIO()):
+                write(model, inputs, beside, batch_dynamic)
+        except Exception as error:  # whatever tracing somebody's network raises
+            raise RuntimeError(f"{name_of(model)} cannot be exported to {format}: {first_line(error)}") from error
+        worst = None
+        if check:
+            worst = _difference(model, read(beside), inputs, (1, 3) if batch_dynamic else (2,), f"{path} ({format})")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+        for module, mode in modes:
+            module.training = mode
+    return Exported(path, worst)
+
+
+def _example(model: nn.Module, example: Any) -> Tensor:
+    """Three samples to trace and to check with."""
+    if example is None:
+        side = (model.image_size or model.size) if isinstance(model, Model) else None
+        if not isinstance(model, Model) or side is None or model.channels is None:
+            raise ValueError(f"the size of {name_of(model)}'s inputs is not known: pass a batch of them as example=")
+        example = torch.rand(3, model.channels, side, side, generator=torch.Generator().manual_seed(0))
+    example = torch.as_tensor(example)
+    return example.repeat(3, *(1 for _ in example.shape[1:]))[:3]
+
+
+def _dynamic(batch_dynamic: bool) -> Any:
+    return ({0: torch.export.Dim("batch", min=1)},) if batch_dynamic else None
+
+
+def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, batch_dynamic: bool) -> None:
+    torch.onnx.export(
+        model,
+        (inputs[:2],),
+        path,
+        dynamo=True,
+        dynamic_shapes=_dynamic(batch_dynamic),
+        input_names=["inputs"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    with quiet():
+        import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.cpu().numpy()})[0])
+
+
+def _write_torch(model: nn.Module, inputs: Tensor, path: Path, batch_dynamic: bool) -> None:
+    program = torch.export.export(model, (inputs[:2],), dynamic_shapes=_dynamic(batch_dynamic))
+    torch.export.save(program, path)
+
+
+def _read_torch(path: Path) -> Callable[[Tensor], Tensor]:
+    with quiet():
+        return torch.export.load(path).module()
+
+
+@torch.no_grad()
+def _difference(
+    model: nn.Module, exported: Callable[[Tensor], Tensor], inputs: Tensor, sizes: tuple[int, ...], whose: str
+) -> float:
+    """The largest difference on batches of these sizes; refused above the tolerance."""
+    worst = 0.0
+    for size in sizes:
+        expected = model(inputs[:size]).cpu()
+        found = exported(inputs[:size]).cpu()
+        if found.shape != expected.shape:
+            raise RuntimeError(f"{whose} gives shape {tuple(found.shape)}, the model gives {tuple(expected.shape)}")
+        difference = float((found - expected).abs().max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"{whose} differs from the model by {difference:.3g} on a batch of {size}, expected at most "
+                f'{allowed:.3g}: report it, and use format="torch" or the folder meanwhile'
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _need_onnx() -> None:
+    try:
+        with quiet():
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"export to ONNX needs onnx, onnxscript and onnxruntime, and {error.name} is not installed: "
+            'pip install "stillroom[onnx]"'
+        ) from error
