@@ -141,9 +141,12 @@ class MultiLabel(Task):
                 classes = logits.shape[1]
                 truth = torch.where(labels.isnan(), -1, labels).long()
                 probabilities = logits.sigmoid()
-                per_class = multilabel_average_precision(probabilities, truth, classes, average="none", ignore_index=-1)
-                present = ((truth == 1).any(0)) & ~per_class.isnan()
-                found[self.metric] = float(per_class[present].mean())
+                seen = (truth == 1).any(0)
+                found[self.metric] = float(
+                    multilabel_average_precision(
+                        probabilities[:, seen], truth[:, seen], int(seen.sum()), average="macro", ignore_index=-1
+                    )
+                )
                 found["micro_f1"] = float(
                     multilabel_f1_score(probabilities, truth, classes, average="micro", ignore_index=-1)
                 )
