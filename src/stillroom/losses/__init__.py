@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.losses._shared import Reduction as Reduction
     from stillroom.losses._shared import flatten_positions as flatten_positions
+    from stillroom.losses._shared import labelled_rows as labelled_rows
     from stillroom.losses._shared import reduce as reduce
     from stillroom.losses.distributions import generalized_jensen_shannon as generalized_jensen_shannon
     from stillroom.losses.distributions import kl_divergence as kl_divergence
@@ -52,6 +53,7 @@ _EXPORTS = {
     "hint_loss": "features",
     "kd_loss": "logits",
     "kl_divergence": "distributions",
+    "labelled_rows": "_shared",
     "masked_generative_loss": "features",
     "mean_squared_error": "supervised",
     "nckd_loss": "logits",

@@ -210,3 +210,39 @@ def reduce_known(values: Tensor, known: Tensor, reduction: Reduction) -> Tensor:
 def spread(values: Tensor, kept: Tensor) -> Tensor:
     """Put the values of the kept rows back to their places; 0 elsewhere."""
     return values.new_zeros(kept.shape).masked_scatter(kept, values)
+
+
+def labelled_rows(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, ignore_index: int = -100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring logits and labels to rows: samples as they are, positions of dense predictions without the ignored ones.
+
+    A sample without a label stays, so that a loss that needs one refuses it; a position without one (the rim of an
+    object, padding) is left out. No row may be left.
+
+    Args:
+        student_logits: `(N, C)` or, per position, `(N, C, ...)`.
+        teacher_logits: the same shape.
+        labels: `(N,)` or `(N, ...)`, int64.
+        ignore_index: the label of positions that do not count.
+
+    Returns:
+        Student's and teacher's logits `(M, C)`, labels `(M,)`.
+
+    Raises:
+        ValueError: dense logits and labels disagree in shape.
+    """
+    if student_logits.ndim == 2:
+        return student_logits, teacher_logits, labels
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits have shape {tuple(student_logits.shape)}, but teacher_logits have shape "
+            f"{tuple(teacher_logits.shape)}: dense predictions need the same classes and positions"
+        )
+    if labels.shape != (len(student_logits), *student_logits.shape[2:]):
+        raise ValueError(
+            f"labels must have shape (N, ...) for logits (N, C, ...), given labels {tuple(labels.shape)} for logits "
+            f"{tuple(student_logits.shape)}"
+        )
+    kept = labels.flatten() != ignore_index
+    return flatten_positions(student_logits)[kept], flatten_positions(teacher_logits)[kept], labels.flatten()[kept]
