@@ -57,7 +57,7 @@ def test_labels_can_be_dropped_and_exchanged_in_a_subset(samples):
 
 
 def test_renumbered_samples_hold_the_same_data():
-    part = TensorSamples(images()).subset([5, 3]).renumber(100)
+    part = TensorSamples(images()).subset([5, 3]).renumber(torch.tensor([100, 101]))
     assert part.index.tolist() == [100, 101]
     assert torch.equal(part.batch([1]).inputs, TensorSamples(images()).batch([3]).inputs)
 
@@ -114,6 +114,8 @@ def test_rows_that_do_not_fit_are_refused():
         TensorSamples(images(), index=torch.zeros(6))
     with pytest.raises(ValueError, match=r"labels has 1 rows.* 2 samples"):
         TensorSamples(images()).subset([2, 3]).relabel(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"\(6,\) int64, given \(2,\)"):
+        TensorSamples(images()).renumber(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="list"):
         TensorSamples([])
     with pytest.raises(ValueError, match="'guessing'"):

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from stillroom.data.batch import Batch as Batch
     from stillroom.data.embedded import digits as digits
     from stillroom.data.embedded import keep_labels as keep_labels
+    from stillroom.data.procedural import blobs as blobs
+    from stillroom.data.procedural import scenes as scenes
+    from stillroom.data.procedural import shapes as shapes
     from stillroom.data.rows import choose as choose
     from stillroom.data.rows import hold_out as hold_out
     from stillroom.data.samples import LazySamples as LazySamples
     from stillroom.data.samples import Samples as Samples
     from stillroom.data.samples import Splits as Splits
     from stillroom.data.samples import TensorSamples as TensorSamples
+    from stillroom.data.sources import load_data as load_data
     from stillroom.data.stream import Stream as Stream
     from stillroom.data.stream import sequential as sequential
 
@@ -38,6 +42,10 @@ _EXPORTS = {
     "UNLABELLED": "batch",
     "augmentation": "augment",
     "choose": "rows",
+    "load_data": "sources",
+    "shapes": "procedural",
+    "scenes": "procedural",
+    "blobs": "procedural",
     "digits": "embedded",
     "hold_out": "rows",
     "keep_labels": "embedded",

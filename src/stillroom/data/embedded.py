@@ -56,7 +56,7 @@ def keep_labels(splits: Splits, labels: int, seed: int) -> Splits:
     train = splits.train
     if not 1 <= labels <= len(train):
         raise ValueError(f"labels must lie in [1, {len(train)}], the number of training samples, given {labels}")
-    if train.labels is None:
+    if splits.kind == "unlabelled" or (train.labels is None and not train.lazy):
         raise ValueError(f"labels={labels} asks to drop labels, but the training samples of {splits.name!r} have none")
     if splits.unlabelled is not None:
         raise ValueError(

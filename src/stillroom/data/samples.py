@@ -105,11 +105,13 @@ class Samples(Dataset[Any]):
         other._labels = labels
         return other
 
-    def renumber(self, start: int) -> Samples:
-        """Number these samples start, start + 1, ... (a pool from elsewhere that joins another data set)."""
+    def renumber(self, index: Tensor) -> Samples:
+        """Exchange the numbers of these samples (a pool from elsewhere that joins another data set)."""
+        if index.shape != (len(self),) or index.dtype != torch.int64:
+            raise ValueError(f"index must be ({len(self)},) int64, given {tuple(index.shape)} {index.dtype}")
         other = copy.copy(self)
         other._index = self._index.clone()
-        other._index[self._rows if self._rows is not None else slice(None)] = start + torch.arange(len(self))
+        other._index[slice(None) if self._rows is None else self._rows] = index
         return other
 
     def _drop_labels(self) -> None:
@@ -182,6 +184,11 @@ class TensorSamples(Samples):
                 )
         super().__init__(len(tensors[0]), tensors[0].shape[1:], labels, index, fields)
         self._inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
+
+    def change_inputs(self, function: Callable[[Any], Any]) -> TensorSamples:
+        """Apply a function to the inputs of these samples (uint8 where they are kept so); the rest stays."""
+        inputs = map_tensors(self._inputs, lambda tensor: tensor if self._rows is None else tensor[self._rows])
+        return TensorSamples(function(inputs), self.labels, self.index, fields=self.fields)
 
     def _read(self, rows: Tensor) -> tuple[Any, None, Mapping[str, Tensor]]:
         return map_tensors(self._inputs, lambda tensor: as_input(tensor[rows])), None, {}

@@ -1,0 +1,114 @@
+"""A data set before it is cut: its parts as they were found, not decoded yet."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stillroom.data.batch import Batch
+from stillroom.data.images import Form, fit_tensor
+from stillroom.data.samples import Kind, LazySamples, Samples, TensorSamples
+
+PARTS = ("train", "validation", "test", "unlabelled")
+WORDS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+    "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
+}
+
+
+class Part(Protocol):
+    """Rows that can be chosen by their labels before any of them is read."""
+
+    labels: Tensor | None
+    numbers: Tensor | None
+    """What the rows are called in `index`, where they have numbers already."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def load(self, rows: Tensor, form: Form | None, lazy: bool, notes: list[str]) -> Samples:
+        """Read rows now, or later where `lazy`; `index` of the result holds the rows."""
+
+
+@dataclass
+class Source:
+    """A data set as it was found.
+
+    Attributes:
+        parts: some of "train", "validation", "test" and "unlabelled".
+        kind: what the labels are.
+        classes: names of the classes.
+        name: what the data set is called.
+        notes: sentences for the user.
+    """
+
+    parts: dict[str, Part]
+    kind: Kind = "classification"
+    classes: list[str] | None = None
+    name: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+class SamplesPart:
+    """A part whose samples are tensors already, or are made by somebody's data set.
+
+    Args:
+        samples: all rows.
+        labels: exchanged for the samples' own; None: their own.
+        numbered: whether `samples.index` shall stay what it is.
+    """
+
+    def __init__(self, samples: Samples, labels: Tensor | None = None, *, numbered: bool = False) -> None:
+        self.samples = samples if labels is None else samples.relabel(labels)
+        self.labels = self.samples.labels
+        self.numbers = samples.index if numbered else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, rows: Tensor, form: Form | None, lazy: bool, notes: list[str]) -> Samples:
+        """Take rows, and bring their images to a form where it is another."""
+        samples = self.samples.subset(rows).renumber(rows)
+        if form is None or form.shape == samples.shape:
+            return samples
+        if isinstance(samples, TensorSamples):
+            return samples.change_inputs(lambda images: fit_tensor(images, form))
+        return LazySamples(_Fitted(samples, form), len(samples), samples.labels, form.shape, rows)
+
+
+class _Fitted:
+    """Fetches one sample and brings its image to a form."""
+
+    def __init__(self, samples: Samples, form: Form) -> None:
+        self.samples, self.form = samples, form
+
+    def __call__(self, row: int) -> tuple[Tensor, Any]:
+        batch: Batch = self.samples.batch([row])
+        return fit_tensor(batch.inputs[0], self.form), None if batch.labels is None else batch.labels[0]
+
+
+def part_of(word: str) -> str | None:
+    """Which part of a data set a folder or file name means, if any: "train", "validation", "test", "unlabelled"."""
+    return next((part for part, words in WORDS.items() if word.lower() in words), None)
+
+
+def without_labels(part: Part) -> Part:
+    """Return the same rows as a pool."""
+    other = copy.copy(part)
+    other.labels = None
+    if isinstance(other, SamplesPart):
+        other.samples = other.samples.relabel(None)
+    if hasattr(other, "open_mask"):
+        other.open_mask = None
+    return other
+
+
+def counting(length: int, start: int = 0) -> Tensor:
+    """Row numbers start, start + 1, ...."""
+    return torch.arange(start, start + length)
