@@ -82,7 +82,7 @@ def forecast(**given: Any) -> dict[str, Any]:
         "jobs": jobs,
         "cores": os.cpu_count(),
         "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment)],
+        "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment, splits)],
     }
 
 

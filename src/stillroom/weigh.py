@@ -30,7 +30,7 @@ def run_and_weigh(
         raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
     splits = load_splits(experiment.task, seeds[0])
     question = question_of(experiment, splits)
-    notes = [*splits.notes, *notes_of(experiment)]
+    notes = [*splits.notes, *notes_of(experiment, splits)]
     if options["progress"]:
         for line in (question, *notes):
             say(line)
@@ -183,9 +183,11 @@ def question_of(experiment: Experiment, splits: Any) -> str:
     return text + f"; {len(splits.test)} test samples are reported."
 
 
-def notes_of(experiment: Experiment) -> list[str]:
+def notes_of(experiment: Experiment, splits: Any) -> list[str]:
     """What a reader of the numbers should know of the arms."""
     from torch import nn
+
+    from stillroom.experiment.arm import own_augmentation
 
     notes = []
     if not experiment.task.needs_labels and experiment.baseline in experiment.arms:
@@ -194,6 +196,10 @@ def notes_of(experiment: Experiment) -> list[str]:
         notes.append(
             "The student was given as a module: every seed starts from its weights and only the order of batches "
             "varies; give a function that builds it to vary the initial weights too."
+        )
+    if experiment.training.augment is None and own_augmentation(splits) == "none" and len(splits.train.shape) == 3:
+        notes.append(
+            "No augmentation: name one (--augment crop_flip, shift, ...) if moved or mirrored images mean the same."
         )
     if experiment.equal_time:
         notes.append("Every arm has the wall-clock of the slowest one instead of the same number of steps.")

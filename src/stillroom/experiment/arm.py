@@ -130,6 +130,8 @@ class TrainingArm:
         """Train with one seed (and, where there are several rates, with each of them) and measure the best."""
         splits = load_splits(self.task, seed)
         training = context.training
+        if training.augment is None:
+            training = training.change(augment=own_augmentation(splits))
         if self.steps_factor != 1.0:
             common = training.total_steps(max(len(splits.train) // training.batch_size, 1))
             training = training.change(steps=max(round(common * self.steps_factor), 1))
@@ -180,6 +182,11 @@ def build_student(student: Any, task: Task, splits: Splits, teacher: Frozen | No
         )
         width = int(teacher(probe.to(device) if device else probe).shape[1])
     return load_model(student, splits, width)
+
+
+def own_augmentation(splits: Splits) -> str:
+    """The augmentation of a data set that is known to stand it; none for data that we know nothing of."""
+    return "crop_flip" if splits.name in ("cifar10", "tiny-imagenet-100", "camvid") else "none"
 
 
 def load_model(spec: Any, splits: Splits, width: int | None) -> nn.Module:

@@ -14,7 +14,7 @@ from stillroom.blocks.frozen import Frozen
 from stillroom.blocks.providers import Average, FunctionTeacher
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.stream import sequential
-from stillroom.experiment.arm import load_model, load_splits
+from stillroom.experiment.arm import load_model, load_splits, own_augmentation
 from stillroom.fit import fit
 from stillroom.task import Task, teacher_beats_chance
 from stillroom.training import Training
@@ -73,6 +73,8 @@ def obtain_teacher(
         return Frozen(network)
     if not task.needs_labels:
         raise ValueError(f"a teacher cannot be trained for the {task.name} task, which has no labels: give it weights")
+    if training.augment is None:
+        training = training.change(augment=own_augmentation(splits))
     fitted = fit(
         Alone(network, task=task),
         splits,

@@ -90,7 +90,7 @@ class Task:
             unlabelled=None if everything else self.unlabelled,
             label_column=self.label_column,
             image_column=self.image_column,
-            task=self.name,
+            task=self.name if self.needs_labels else None,
         )
 
     def change(self, **changes: Any) -> Task:

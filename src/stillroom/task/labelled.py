@@ -142,11 +142,12 @@ class MultiLabel(Task):
                 truth = torch.where(labels.isnan(), -1, labels).long()
                 probabilities = logits.sigmoid()
                 seen = (truth == 1).any(0)
-                found[self.metric] = float(
-                    multilabel_average_precision(
-                        probabilities[:, seen], truth[:, seen], int(seen.sum()), average="macro", ignore_index=-1
+                if bool(seen.any()):
+                    found[self.metric] = float(
+                        multilabel_average_precision(
+                            probabilities[:, seen], truth[:, seen], int(seen.sum()), average="macro", ignore_index=-1
+                        )
                     )
-                )
                 found["micro_f1"] = float(
                     multilabel_f1_score(probabilities, truth, classes, average="micro", ignore_index=-1)
                 )
