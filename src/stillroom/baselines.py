@@ -138,6 +138,31 @@ class ScrambledTeacher(nn.Module):
         return logits.scatter(1, others, logits.gather(1, others.roll(1, dims=1)))
 
 
+class ConstantTeacher(nn.Module):
+    """A control: says the same for every sample, namely that all classes are equally likely.
+
+    Args:
+        network: inputs -> outputs; only their shape is used.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.network if isinstance(network, Frozen) else network
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return zeros of the network's shape."""
+        return torch.zeros_like(self.network(inputs))
+
+
+def _build_constant(method: Callable[..., Method], student: nn.Module, teacher: Any, **options: Any) -> Method:
+    return method(student, ConstantTeacher(teacher), **options)
+
+
+def is_control(arm: Any) -> bool:
+    """Whether an arm is a method whose teacher was taken its knowledge away."""
+    return isinstance(arm, partial) and arm.func in (_build_constant, _build_scrambled)
+
+
 def _build_scrambled(method: Callable[..., Method], student: nn.Module, teacher: Any, **options: Any) -> Method:
     return method(student, ScrambledTeacher(teacher), **options)
 
@@ -145,3 +170,8 @@ def _build_scrambled(method: Callable[..., Method], student: nn.Module, teacher:
 def with_scrambled_teacher(method: Callable[..., Method]) -> Callable[..., Method]:
     """Return the method with `ScrambledTeacher` between it and its teacher: the same in all but the wrong classes."""
     return partial(_build_scrambled, method)
+
+
+def with_constant_teacher(method: Callable[..., Method]) -> Callable[..., Method]:
+    """Return the method with `ConstantTeacher` in its teacher's place: everything but the knowledge."""
+    return partial(_build_constant, method)

@@ -97,7 +97,7 @@ def distill(
     precision: Literal["no", "bf16", "fp16"] = "no",
     keep: Literal["best", "last"] = "best",
     budget: Literal["steps", "time"] = "steps",
-    seeds: int | list[int] = 3,
+    seeds: int | list[int] | None = None,
     first_seed: int = 0,
     jobs: int | None = 1,
     device: str | None = None,
@@ -148,7 +148,7 @@ def distill(
         precision: no (float32), bf16 or fp16.
         keep: best on the held-out part, or last.
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.
-        seeds: how many, or which.
+        seeds: how many, or which (3, and 5 on the embedded task, when not given).
         first_seed: the first of them.
         jobs: processes that share the runs; None for one per core without a GPU.
         device: cpu, cuda, ...; the machine's own choice when not given.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment
 
 DEFAULT_TEACHER = "conv-32-64"
-DEFAULT_STUDENT = "conv-4-8"
+DEFAULT_STUDENT = "conv-8-16"
 DEFAULT_LABELS = 200
 
 
@@ -67,7 +67,8 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
             "labels": DEFAULT_LABELS if options["train_size"] is None else None,
             "epochs": 100.0 if options["steps"] is None else None,
             "batch_size": 32,
-            "lr": 5e-3,
+            "lr": 1e-2,
+            "seeds": 5,
         }
         options |= {name: value for name, value in embedded.items() if options[name] is None}
     for name in ("teacher", "student"):
@@ -75,6 +76,7 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"no {name} was given: name one (--{name} resnet20, timm/NAME, file.py:function, ...)")
     options["batch_size"] = options["batch_size"] or 64
     options["lr"] = options["lr"] or 1e-3
+    options["seeds"] = 3 if options["seeds"] is None else options["seeds"]
     return options
 
 
@@ -165,7 +167,7 @@ def seeds_of(options: Mapping[str, Any]) -> list[int]:
     """The seeds of the options, checked."""
     from stillroom.experiment.run import check_seeds
 
-    given = options["seeds"]
+    given = with_defaults(options)["seeds"]
     seeds = (
         list(given)
         if isinstance(given, (list, tuple))

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from stillroom.baselines import is_control
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.experiment.arm import Context, TrainingArm, is_method, load_splits, method_class
 from stillroom.experiment.claim import Claim
@@ -52,6 +53,8 @@ class Experiment:
         lrs: learning rates that every arm tries; the best on the held-out part counts.
         equal_time: give every training arm the wall-clock of the slowest one instead of the same steps.
         save: keep every trained student.
+        seeds: how many seeds the claims want, where nobody says another number.
+        is_tiny: a few samples and steps, for tests.
     """
 
     task: Task
@@ -70,6 +73,7 @@ class Experiment:
     lrs: tuple[float, ...] = ()
     equal_time: bool = False
     save: bool = False
+    seeds: int = 3
     is_tiny: bool = False
 
     def __post_init__(self) -> None:
@@ -380,5 +384,7 @@ def role_of(name: str, arm: Any, baseline: str, method: str | None) -> str:
         return "alone"
     if name == method:
         return "method"
+    if is_control(arm):
+        return "control"
     kind = method_class(arm)
     return "baseline" if kind is not None and kind.__module__ == "stillroom.baselines" else "method"

@@ -23,6 +23,21 @@ from __future__ import annotations
 from stillroom.systems.classification.logit_kd.contrast import CRD
 from stillroom.systems.classification.logit_kd.features import AT, MGD, RKD, FitNets, TwoStageFitNets
 from stillroom.systems.classification.logit_kd.logits import DIST, DKD, LSKD, LSKDDKD
+from stillroom.systems.classification.logit_kd.recipe import paper, recipe
 from stillroom.systems.classification.logit_kd.review import ReviewKD
 
-__all__ = ["AT", "CRD", "DIST", "DKD", "LSKD", "LSKDDKD", "MGD", "RKD", "FitNets", "ReviewKD", "TwoStageFitNets"]
+__all__ = [
+    "AT",
+    "CRD",
+    "DIST",
+    "DKD",
+    "LSKD",
+    "LSKDDKD",
+    "MGD",
+    "RKD",
+    "FitNets",
+    "ReviewKD",
+    "TwoStageFitNets",
+    "paper",
+    "recipe",
+]
