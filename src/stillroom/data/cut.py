@@ -16,9 +16,11 @@ FIXED = 0  # the seed of the test split: what is reported is the same for every 
 
 
 def _labelled(part: Part) -> bool:
+    if part.labels is not None:
+        return part.labels.ndim > 2 or bool(is_known(part.labels).any())
     if isinstance(part, ImagePart):
-        return part.labels is not None or part.open_mask is not None
-    return part.labels is not None or (isinstance(part, SamplesPart) and part.samples.lazy)
+        return part.open_mask is not None
+    return isinstance(part, SamplesPart) and part.samples.lazy  # labels too large to keep come with the inputs
 
 
 def _take(rows: Tensor, size: int, seed: int, part: Part) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ def read_labels(
     forms = {array.shape[1:] for array in arrays.values() if len(array)}
     if len(forms) > 1:
         raise ValueError(f"labels have rows of different shapes in different parts ({sorted(forms)}): give one shape")
-    tensors = {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in arrays.items()}
+    tensors = {part: own_tensor(array) for part, array in arrays.items()}
     tensors = {part: _plain(tensor) for part, tensor in tensors.items()}
     kind = _natural_kind(tensors)
     if wanted is not None and wanted != kind:
@@ -113,6 +113,11 @@ def read_labels(
     else:
         names = _check_numbers(tensors, names, gaps=kind == "segmentation")
     return Labels({part: tensors.get(part) for part in raw}, kind, names, notes)  # type: ignore[arg-type]
+
+
+def own_tensor(array: np.ndarray) -> Tensor:
+    """Turn an array into a tensor, copying it only where it is read-only or not contiguous."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def _as_array(values: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from stillroom.data.batch import map_tensors, tensors_in
 from stillroom.data.images import to_pixels
-from stillroom.data.labels import read_labels
+from stillroom.data.labels import own_tensor, read_labels
 from stillroom.data.parts import PARTS, Part, SamplesPart, Source, part_of
 from stillroom.data.samples import Samples, Splits, TensorSamples, as_input
 from stillroom.data.tables import read_datasets
@@ -103,7 +103,7 @@ class DatasetSamples(Samples):
     ) -> None:
         self.dataset, self.collate, self.keys = dataset, collate or _collate, keys
         self._own_labels = True
-        inputs, _, _ = self._read(torch.tensor([0]))
+        inputs, _, _ = self.items(torch.tensor([0]))
         first = next(iter(tensors_in(inputs)), None)
         if first is None or not first.ndim:
             raise TypeError(f"items of {type(dataset).__name__} hold no tensor, array or image: give it a transform")
@@ -113,12 +113,16 @@ class DatasetSamples(Samples):
         super()._drop_labels()
         self._own_labels = False
 
+    def items(self, rows: Tensor) -> tuple[Any, Any, dict[str, Any]]:
+        """Read inputs, labels as they come (words, too) and further fields of some rows, at least one."""
+        return _take_apart(self.collate([self.dataset[row] for row in rows.tolist()]), self.keys)
+
     def _read(self, rows: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
         if not len(rows):
             return torch.zeros(0, *self.shape), None, {}
-        inputs, labels, fields = _take_apart(self.collate([self.dataset[row] for row in rows.tolist()]), self.keys)
+        inputs, labels, fields = self.items(rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else as_input(t))
-        return inputs, labels if self._own_labels else None, fields
+        return inputs, labels if self._own_labels and isinstance(labels, Tensor) else None, fields
 
 
 class _WithInputs:
@@ -213,19 +217,21 @@ def _read_dataset(
     if not len(dataset):
         raise ValueError(f"the {part} data set is empty: give at least one sample")
     samples = DatasetSamples(dataset, collate, keys)
-    first = samples.batch([0])
-    if isinstance(first.inputs, Tensor):
-        _check_range(first.inputs, "the first input", notes)
-    if first.labels is None:
+    inputs, labels, _ = samples.items(torch.tensor([0]))
+    if isinstance(inputs, Tensor):
+        _check_range(inputs, "the first input", notes)
+    if labels is None:
         return samples, None
-    if first.labels.ndim > 2:
+    if isinstance(labels, Tensor) and labels.ndim > 2:
         return samples, _WITH_INPUTS
     known = None if collate is not None else _known_labels(dataset)
     if known is not None and _agrees(known, samples):
         return samples, known
     notes.append(f"all {len(dataset)} items of the {part} data set were read once, to learn their labels")
-    batches = (samples.batch(rows) for rows in torch.arange(len(samples)).split(CHUNK))
-    return samples, torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    chunks = [samples.items(rows)[1] for rows in torch.arange(len(samples)).split(CHUNK)]
+    if all(isinstance(chunk, Tensor) for chunk in chunks):
+        return samples, torch.cat(chunks)
+    return samples, [label for chunk in chunks for label in chunk]
 
 
 def _known_labels(dataset: Any) -> Tensor | None:
@@ -313,7 +319,7 @@ def array_inputs(value: Any, name: str, notes: list[str]) -> Tensor:
         array = np.asarray(value)
         if array.dtype.kind not in "buif":
             raise TypeError(f"{name} inputs must be numbers, given an array of dtype {array.dtype}")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = own_tensor(array)
     if not tensor.ndim or not len(tensor):
         raise ValueError(f"{name} inputs have shape {tuple(tensor.shape)}: expected (N, ...) with N of 1 or more")
     if tensor.dtype == torch.uint8 and tensor.ndim == 3:
