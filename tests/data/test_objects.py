@@ -256,9 +256,7 @@ def test_pairs_and_splits_of_data_sets():
 
 
 def flipped(items):
-    images = torch.stack(
-        [torch.full((3, 4, 5), row / 255) for row in [image.getpixel((0, 0))[0] for image, _ in items]]
-    )
+    images = torch.stack([torch.full((3, 4, 5), image.getpixel((0, 0))[0] / 255) for image, _ in items])
     return {"pixel_values": images, "labels": torch.tensor([1 - label for _, label in items])}
 
 

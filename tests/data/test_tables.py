@@ -135,6 +135,15 @@ def test_cells_that_cannot_be_read_are_named(tmp_path):
     assert any("row 3 (broken.png)" in note and "row 6 (the cell is empty)" in note for note in splits.notes)
 
 
+def test_images_may_be_paths(tmp_path):
+    for row in range(10):
+        Image.new("L", (6, 6), row).save(tmp_path / f"{row}.png")
+    paths = [{"bytes": None, "path": str(tmp_path / f"{row}.png")} for row in range(10)]
+    write(tmp_path / "table" / "data.parquet", {"image": paths, "label": [0, 1] * 5}, CLASSES)
+    splits = load_data(tmp_path / "table", validation_share=0)
+    assert torch.equal(values_of(splits.train), splits.train.index)
+
+
 def masks(count, size=(6, 6)):
     found = []
     for row in range(count):
@@ -196,6 +205,9 @@ def test_hugging_face_objects_and_saved_folders(tmp_path):
         assert values_of(splits.train).tolist() == list(range(20))
         assert values_of(splits.test).tolist() == [50, 51, 52, 53]
         assert any("'extra' is not used" in note for note in splits.notes)
+    pair = load_data((hugging_face(), hugging_face(4, 50)), validation_share=0)
+    assert pair.classes == ["ant", "bee"]
+    assert values_of(pair.test).tolist() == [50, 51, 52, 53]
     shuffled = hugging_face().select([7, 3, 4, 11, 2])
     shuffled.save_to_disk(str(tmp_path / "part"))
     for spec in (shuffled, tmp_path / "part"):

@@ -54,9 +54,10 @@ def read_objects(
     """
     if isinstance(spec, Splits):
         return of_splits(spec)
-    if _is_hugging_face(spec):
-        return read_datasets(spec, "data", task=task, image_column=image_column, label_column=label_column)
     named = _parts_of(spec)
+    if _is_hugging_face(spec) or all(map(_is_hugging_face, named.values())):
+        whole = spec if _is_hugging_face(spec) else named
+        return read_datasets(whole, "data", task=task, image_column=image_column, label_column=label_column)
     notes: list[str] = []
     keys = (image_column, label_column)
     found = {part: _read_part(value, part, keys, notes) for part, value in named.items()}
@@ -152,7 +153,8 @@ def _parts_of(spec: Any) -> dict[str, Any]:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, (Dataset, DataLoader, Mapping)) or (isinstance(value, tuple) and len(value) == 2)
+    whole = isinstance(value, (Dataset, DataLoader, Mapping)) or _is_hugging_face(value)
+    return whole or (isinstance(value, tuple) and len(value) == 2)
 
 
 def _read_part(spec: Any, part: str, keys: tuple[str | None, str | None], notes: list[str]) -> tuple[Samples, Any]:

@@ -70,7 +70,7 @@ def read_parquet(
 def read_datasets(
     found: Any, name: str, *, task: str | None = None, image_column: str | None = None, label_column: str | None = None
 ) -> Source:
-    """Take a `datasets.Dataset` or `DatasetDict`; images stay encoded.
+    """Take a `datasets.Dataset`, or a dict of them; images stay encoded.
 
     Raises:
         ValueError: no part of it can be trained on, or the columns cannot be told.
@@ -78,9 +78,9 @@ def read_datasets(
     """
     import datasets
 
-    if isinstance(found, (datasets.IterableDataset, datasets.IterableDatasetDict)):
+    parts: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"train": found}
+    if any(isinstance(part, datasets.IterableDataset) for part in parts.values()):
         raise TypeError("a streaming data set has no length and no row numbers: load it without streaming=True")
-    parts: dict[str, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
     notes: list[str] = []
     known: dict[str, Any] = {}
     for key, part in parts.items():
