@@ -48,6 +48,7 @@ def configuration(folder):
 @pytest.mark.parametrize(
     "spec",
     [
+        "wrn-16-1",
         "timm/resnet18",
         "timm/vit_tiny_patch16_224",
         "timm/test_resnet@48",
@@ -112,6 +113,18 @@ def test_a_transformers_student_opens_without_us(tmp_path):
     torch.testing.assert_close(net.eval()(model.prepare(IMAGES)).logits, model(IMAGES))
     torch.testing.assert_close(load_folder(tmp_path / "ours")(IMAGES), model(IMAGES))
     assert str(tmp_path) not in (tmp_path / "ours" / "README.md").read_text()
+
+
+def test_kernels_that_a_stranger_names_are_not_fetched(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, image_size=32, patch_size=16
+    )
+    config.save_pretrained(tmp_path / "theirs")
+    save(load(f"hf/{tmp_path / 'theirs'}@untrained", classes=4), tmp_path / "ours")
+    kernel = {"attn_implementation": "kernels-community/flash-attn3", "_attn_implementation": "kernels-community/other"}
+    (tmp_path / "ours" / "config.json").write_text(json.dumps({**configuration(tmp_path / "ours"), **kernel}))
+    assert load_folder(tmp_path / "ours").net.config._attn_implementation in ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("spec", ["timm/test_resnet", "torchvision/squeezenet1_1", "timm/test_vit"])

@@ -106,6 +106,29 @@ def test_timm_networks_are_timms_own_with_timms_normalisation():
     torch.testing.assert_close(model(images), net((images - mean) / std))
 
 
+@pytest.mark.parametrize("name", ["mlp-16", "conv-8-16", "resnet20", "vit-16-1"])
+def test_embedded_networks_see_images_from_minus_one_to_one(name):
+    model = load(name, classes=10, channels=1, image_size=8).eval()
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(model(images), model.net(2 * images - 1))
+    assert describe(model).startswith(f"{name}, ")
+    smaller = load(f"{name}@4", classes=10, channels=1, image_size=8).eval()
+    small = nn.functional.interpolate(images, size=(4, 4), mode="bilinear", antialias=True)
+    torch.testing.assert_close(smaller(images), smaller.net(2 * small - 1))
+
+
+def test_a_folder_that_is_called_as_a_network_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "mlp-16").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("mlp-16", classes=3, channels=1, image_size=8).config["kind"] == "embedded"
+
+
+def test_an_embedded_perceptron_takes_rows_as_they_are():
+    model = load("mlp-16", classes=3, channels=13)
+    rows = torch.randn(2, 13)
+    assert torch.equal(model(rows), model.net(rows))
+
+
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fcn_resnet50"])
 def test_segmentation_networks_give_a_map_of_the_images_size(name):
     model = load(f"torchvision/segmentation/{name}", classes=5, image_size=40).eval()
@@ -137,6 +160,13 @@ def test_classes_default_to_the_familys():
         ("nowhere.py", ValueError, "expected file.py:function"),
         ("teacher.pt", ValueError, "a file of weights, expected a network.* weights='teacher.pt'"),
         ("some/folder", FileNotFoundError, "there is no folder some/folder: a model is timm/NAME"),
+        ("resnt20", ValueError, "no network of ours is called 'resnt20', expected a name such as 'resnet20'"),
+        (
+            "resnet18",
+            ValueError,
+            "networks for large images, such as resnet18, are called torchvision/NAME and timm/NAME",
+        ),
+        ("resnet20@pretrained", ValueError, "'resnet20' has no pretrained weights|are for timm/, torchvision/ and hf/"),
         ("hf/./nowhere", FileNotFoundError, r"there is no folder \./nowhere"),
         (5, TypeError, "a model is named by timm/NAME.*given int"),
     ],

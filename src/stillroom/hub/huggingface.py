@@ -72,7 +72,6 @@ def build_hf(name: str, options: dict[str, Any], pretrained: bool) -> tuple[nn.M
     options = clean(options)
     try:
         config = transformers.AutoConfig.for_model(**options)
-        config._attn_implementation = None  # transformers picks one that torch has
         classifier = transformers.AutoModelForImageClassification
         if not pretrained:
             with quiet():

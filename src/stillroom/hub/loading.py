@@ -190,9 +190,9 @@ def _kind(text: str) -> tuple[str, str]:
         if text.startswith(f"{family}/"):
             return family, text.removeprefix(f"{family}/")
     path = Path(text).expanduser()
-    if path.is_dir():
-        if is_folder(path):
-            return "folder", str(path)
+    if is_folder(path):
+        return "folder", str(path)
+    if path.is_dir() and "/" in text:  # a folder may by chance be called as one of our networks
         raise ValueError(
             f"the folder {text} was not written by stillroom.hub.save: a transformers folder is written as hf/{text}"
         )

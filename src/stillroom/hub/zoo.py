@@ -206,6 +206,8 @@ def _replace_first_convolution(net: nn.Module, channels: int) -> None:
 def embedded_plans(name: str, wish: Wish) -> list[Plan]:
     """How to build one of our small networks; images are normalised with mean and std 0.5, to [-1, 1].
 
+    A perceptron without an image size takes rows of `channels` numbers, as they are.
+
     Raises:
         ValueError: pretrained weights are wanted, or the number of classes is not given.
     """
@@ -214,8 +216,9 @@ def embedded_plans(name: str, wish: Wish) -> list[Plan]:
     if wish.classes is None:
         raise ValueError(f"{name!r} is built for the number of classes, given none: pass classes=")
     side = wish.size or wish.image_size
-    options = {"classes": wish.classes, "in_channels": wish.channels, "image_size": side}
-    statistics = (HALF,) * wish.channels if side is not None else None
+    options = {"classes": wish.classes, "in_channels": wish.channels, "image_size": side or 1}
+    rows = side is None and name.startswith("mlp")
+    statistics = None if rows else (HALF,) * wish.channels
     note = size_note(name, wish.image_size, wish.size, side) if side else ""
     return [Plan("embedded", name, options, wish.channels, size=wish.size, mean=statistics, std=statistics, note=note)]
 
