@@ -188,6 +188,11 @@ class CRD(TappedDistillation):
         """Learn which samples there are, and their classes where the batch tells."""
         self.known[index] = True
         if labels is not None:
+            if labels.dtype != torch.int64 or labels.shape != index.shape:
+                raise ValueError(
+                    f"labels must be int64 class numbers of shape {tuple(index.shape)}, given {labels.dtype} of shape "
+                    f"{tuple(labels.shape)}"
+                )
             self.classes[index] = torch.where(labels == UNLABELLED, self.classes[index], labels)
 
     def _direction(self, side: int, embedding: Tensor, columns: Tensor) -> Tensor:

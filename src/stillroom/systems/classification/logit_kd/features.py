@@ -17,7 +17,7 @@ from stillroom.losses import (
     rkd_angle_loss,
     rkd_distance_loss,
 )
-from stillroom.losses._shared import check_not_negative, check_positive
+from stillroom.losses._shared import at_least_float32, check_not_negative, check_positive
 from stillroom.method import Losses, Needs, Stage
 from stillroom.systems.classification.logit_kd.tapped import LABELLED_TASKS, TappedDistillation
 from stillroom.task import Task
@@ -289,7 +289,8 @@ class RKD(TappedDistillation):
     def forward(self, batch: Batch) -> Losses:
         """Return the supervised loss and the relational losses of a batch."""
         outputs, teacher_outputs, pairs = self.ask(batch)
-        pairs = [(pooled(own), pooled(theirs)) for own, theirs in pairs or [(outputs, teacher_outputs)]]
+        compared = pairs or [(outputs, teacher_outputs)]
+        pairs = [(pooled(at_least_float32(own)), pooled(at_least_float32(theirs))) for own, theirs in compared]
         terms = {"distance": torch.stack([rkd_distance_loss(*pair) for pair in pairs]).sum()}
         if self.angle_weight:
             terms["angle"] = torch.stack([rkd_angle_loss(*pair) for pair in pairs]).sum()

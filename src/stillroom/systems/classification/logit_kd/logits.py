@@ -146,7 +146,8 @@ class DIST(LogitDistillation):
     Losses:
         label: cross-entropy over the labelled rows; absent when the batch carries no labels.
         inter_class: `stillroom.losses.dist_inter_class_loss` over all rows, tau^2 included.
-        intra_class: `stillroom.losses.dist_intra_class_loss` over all rows, tau^2 included.
+        intra_class: `stillroom.losses.dist_intra_class_loss` over all rows, tau^2 included. Neither gets quite to 0, as
+            the authors add 1e-8 to the denominator of a correlation.
 
     Source: Huang et al. 2022, arXiv:2205.10536, equation 10 and the authors' code.
     """
@@ -158,7 +159,6 @@ class DIST(LogitDistillation):
         whole_batch="the second term correlates the samples of a batch with each other",
         tasks=("classification", "segmentation"),
     )
-    zero_at_teacher = ("inter_class", "intra_class")
 
     def __init__(
         self,
