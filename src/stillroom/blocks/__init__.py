@@ -7,45 +7,69 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
+    from stillroom.blocks.ema import EMA, decay_of
     from stillroom.blocks.frozen import Frozen, fingerprint
+    from stillroom.blocks.models import build
+    from stillroom.blocks.providers import Average, Cached, FunctionTeacher, Provider
+    from stillroom.blocks.queue import FeatureQueue, gathered
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, matched_taps
-    from stillroom.blocks.taps import Taps, tap_root
+    from stillroom.blocks.taps import Taps, tap_root, unwrapped
 
 _EXPORTS = {
     "Align": "align",
+    "Average": "providers",
+    "Cached": "providers",
+    "EMA": "ema",
+    "FeatureQueue": "queue",
     "Frozen": "frozen",
+    "FunctionTeacher": "providers",
     "HintRegressor": "align",
     "MatchedTaps": "stages",
+    "Provider": "providers",
     "Taps": "taps",
     "as_map": "shapes",
     "as_tokens": "shapes",
+    "build": "models",
+    "decay_of": "ema",
     "default_taps": "stages",
     "fingerprint": "frozen",
+    "gathered": "queue",
     "grid_of": "shapes",
     "kind_of": "shapes",
     "matched_taps": "stages",
     "pooled": "shapes",
     "resize": "shapes",
     "tap_root": "taps",
+    "unwrapped": "taps",
 }
 
 __all__ = [
+    "EMA",
     "Align",
+    "Average",
+    "Cached",
+    "FeatureQueue",
     "Frozen",
+    "FunctionTeacher",
     "HintRegressor",
     "MatchedTaps",
+    "Provider",
     "Taps",
     "as_map",
     "as_tokens",
+    "build",
+    "decay_of",
     "default_taps",
     "fingerprint",
+    "gathered",
     "grid_of",
     "kind_of",
     "matched_taps",
     "pooled",
     "resize",
     "tap_root",
+    "unwrapped",
 ]
 
 

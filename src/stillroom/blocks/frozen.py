@@ -78,7 +78,13 @@ class Frozen(nn.Module):
                 norm.load_state_dict(state)
 
     def fingerprint(self) -> str:
-        """Twelve hex digits of a SHA-256 over names, shapes and values of all weights and buffers."""
+        """Twelve hex digits of a SHA-256 over names, shapes and values of all weights and buffers.
+
+        A network with a `fingerprint()` of its own (a cache) is asked; a function without one is just "function".
+        """
+        own = getattr(self.network, "fingerprint", None)
+        if callable(own):
+            return own()
         return fingerprint(self.network) if isinstance(self.network, nn.Module) else "function"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
-from stillroom.blocks.taps import first_tensor, modules_by_name, tap_root
+from stillroom.blocks.taps import first_tensor, modules_by_name, tap_root, unwrapped
 from stillroom.data.batch import Batch
 
 
@@ -93,7 +93,7 @@ def evenly(available: int, wanted: int) -> list[int]:
     return [-(-part * available // wanted) - 1 for part in range(1, wanted + 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Ran:
     """A module's last call in the probe."""
 
@@ -178,7 +178,8 @@ def _stages(module: nn.Module, probe_inputs: Any) -> list[_Ran]:
     """The ends of the stages, in running order; a choice between four ways to see a network."""
     probe = _Probe(module, probe_inputs)
     chain = probe.chain()
-    tapped = [ran for ran in chain if probe.may_be_tapped(ran)]
+    first = {id(ran.output): ran for ran in reversed(chain) if probe.may_be_tapped(ran)}  # not what passes it through
+    tapped = [ran for ran in chain if ran in first.values()]
     maps = [ran for ran in tapped if ran.size]
     blocks = {ran.size: ran for ran in maps if ran.weights > 1}  # a later one of the same size takes the place
     plain = {ran.size: ran for ran in maps if math.prod(ran.size) > 1}
@@ -229,11 +230,9 @@ def _same_sizes(students: list[_Ran], teachers: list[_Ran]) -> list[tuple[str, s
 
 def _call(module: Any, probe_inputs: Any) -> Any:
     """Run a network in eval mode without gradients, outside DDP and torch.compile; its modes come back afterwards."""
-    while isinstance(module, (Frozen, nn.parallel.DistributedDataParallel)) or hasattr(module, "_orig_mod"):
-        if isinstance(module, Frozen):
-            module = module.network
-        else:
-            module = module._orig_mod if hasattr(module, "_orig_mod") else module.module
+    module = unwrapped(module)
+    while isinstance(module, Frozen):
+        module = unwrapped(module.network)
     batch = probe_inputs if isinstance(probe_inputs, Batch) else Batch(probe_inputs)
     modes = [(inner, inner.training) for inner in module.modules()]
     try:

@@ -128,6 +128,18 @@ class Taps:
         return f"Taps({', '.join(self.tapped)})"
 
 
+def unwrapped(module: Any) -> Any:
+    """The network inside what DDP, FSDP, torch.compile or activation checkpointing put around it."""
+    while isinstance(module, nn.Module):
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif wrapper := next((name for name in _WRAPPERS if hasattr(module, name)), ""):
+            module = getattr(module, wrapper)
+        else:
+            break
+    return module
+
+
 def tap_root(module: nn.Module) -> nn.Module:
     """The network whose module names are used: inside DDP, torch.compile, `Frozen` and `tap_root` wrappers.
 
@@ -137,24 +149,22 @@ def tap_root(module: nn.Module) -> nn.Module:
     Raises:
         TypeError: what is found at the bottom is no module.
     """
-    inner: Any = module
-    while True:
-        if isinstance(inner, nn.parallel.DistributedDataParallel):
-            inner = inner.module
-        elif isinstance(inner, Frozen):
-            inner = inner.network
-        elif wrapper := next((name for name in _WRAPPERS if isinstance(inner, nn.Module) and hasattr(inner, name)), ""):
-            inner = getattr(inner, wrapper)
-        elif isinstance(getattr(inner, "tap_root", None), nn.Module) and inner.tap_root is not inner:
-            inner = inner.tap_root
-        else:
-            break
+    inner: Any = unwrapped(module)
+    while (deeper := _inside(inner)) is not inner:
+        inner = deeper
     if not isinstance(inner, nn.Module):
         raise TypeError(
             f"only a torch.nn.Module has activations to tap, given {type(inner).__name__}: "
             "use a method that needs no features, or give the teacher as a module"
         )
     return inner
+
+
+def _inside(module: Any) -> Any:
+    """One step towards the network: what `Frozen` or a wrapper with a `tap_root` holds."""
+    if isinstance(module, Frozen):
+        return unwrapped(module.network)
+    return unwrapped(getattr(module, "tap_root", module) if isinstance(module, nn.Module) else module)
 
 
 class _Keep:
