@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -123,3 +125,14 @@ def test_what_is_no_image_is_refused():
         ResizedCropFlip(smallest_area=1.5)
     with pytest.raises(ValueError, match=r"given 0\.5"):
         ResizedCropFlip(largest_aspect=0.5)
+
+
+@pytest.mark.parametrize("name", ["shift", "crop_flip", "resized_crop_flip"])
+def test_a_batch_of_small_images_takes_less_than_two_milliseconds(name):
+    batch, uniform = Batch(torch.rand(64, 3, 32, 32)), torch.rand(64, 5)
+    taken = []
+    for _ in range(40):
+        begun = time.thread_time()
+        augmentation(name)(batch, uniform)
+        taken.append(time.thread_time() - begun)
+    assert min(taken) < 0.002
