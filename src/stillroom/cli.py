@@ -95,7 +95,8 @@ def overview() -> str:
 
 
 def _distill(arguments: list[str]) -> None:
-    from stillroom.distill import distill, sentence, summary_of
+    from stillroom.distill import distill
+    from stillroom.weigh import sentence, summary_of
 
     rest, dotted = take_dotted(arguments, ["method"])
     parser = parser_for("distill", distill, skip=["method_options", "progress"])
@@ -222,7 +223,7 @@ def run_system(
     """Run one system's recipe and write its folder."""
     from dataclasses import replace
 
-    from stillroom.distill import jobs_of
+    from stillroom.options import jobs_of
     from stillroom.experiment.report import write_report
 
     experiment = recipe(**options)
