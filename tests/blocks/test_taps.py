@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stillroom.blocks import Frozen, Taps, tap_root
+from stillroom.blocks import Average, Cached, Frozen, Taps, tap_root, unwrapped
 from stillroom.data.batch import Batch
 
 
@@ -308,9 +308,30 @@ def test_names_are_relative_to_the_tap_root_of_a_wrapper():
     torch.testing.assert_close(taps.features["blocks.0"], by_hand(network, 2 * x)[0].detach())
 
 
+def test_wrappers_are_taken_off():
+    network = Network()
+    assert unwrapped(torch.compile(network, backend="eager")) is network
+    assert unwrapped(network) is network
+    assert tap_root(Frozen(torch.compile(Wrapper(torch.compile(network)), backend="eager"))) is network
+
+
 def test_a_function_has_nothing_to_tap():
     with pytest.raises(TypeError, match=r"only a torch\.nn\.Module.*given function"):
         Taps(Frozen(lambda batch: batch.inputs), "head")
+
+
+def test_a_cache_has_nothing_to_tap():
+    with pytest.raises(TypeError, match="a Cached teacher answers from memory"):
+        Taps(Frozen(Cached(Network(), 3)), "head")
+
+
+def test_the_members_of_an_average_can_be_tapped():
+    teacher = Frozen(Average([Network(), Network()]))
+    taps, x = Taps(teacher, "teachers.*.blocks.0"), torch.randn(5, 4)
+    teacher(x)
+    for row, network in enumerate(teacher.network.teachers):
+        expected = by_hand(network, x)[0].detach()
+        torch.testing.assert_close(taps.features[f"teachers.{row}.blocks.0"], expected)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -30,7 +30,8 @@ def default_taps(module: nn.Module, probe_inputs: Any, *, most: int | None = Non
     - Transformers and conv nets of one size: every block, that is two or more of one class side by side.
     - Other networks: every hidden layer, taken behind its activation: the last module before the next weight layer.
 
-    A network's own output is never chosen, nor is an output that is changed in place afterwards.
+    A network's own output is never chosen, nor is an output that is changed in place afterwards. Maps are understood
+    as `(N, C, H, W)`: the stages of a channels-last network are found, but its maps must be turned before `Align`.
 
     Args:
         module: the network, wrapped or not (see `Taps`); its modes, weights and buffers stay as they are.

@@ -46,7 +46,7 @@ class Taps:
         tapped: the names, patterns filled in, in the order asked for.
 
     Raises:
-        TypeError: `module` is no module, such as a frozen function.
+        TypeError: `module` is no module, such as a frozen function, or it is a cache.
         ValueError: no name is given, or one that no module has; the message shows the nearest names.
 
     Example:
@@ -147,7 +147,7 @@ def tap_root(module: nn.Module) -> nn.Module:
         module: any module.
 
     Raises:
-        TypeError: what is found at the bottom is no module.
+        TypeError: what is found at the bottom is no module, or a cache, in which nothing runs.
     """
     inner: Any = unwrapped(module)
     while (deeper := _inside(inner)) is not inner:
@@ -156,6 +156,11 @@ def tap_root(module: nn.Module) -> nn.Module:
         raise TypeError(
             f"only a torch.nn.Module has activations to tap, given {type(inner).__name__}: "
             "use a method that needs no features, or give the teacher as a module"
+        )
+    if getattr(inner, "answers_from_memory", False):
+        raise TypeError(
+            f"a {type(inner).__name__} teacher answers from memory and has no activations to tap: use a method that "
+            "needs no features, or the teacher without its cache"
         )
     return inner
 
