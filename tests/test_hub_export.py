@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.hub import Model, export, load, save
+from stillroom.hub import Model, export, exporting, load, save
 
 
 class Unsteady(nn.Module):
@@ -21,19 +21,20 @@ class OnlyTwo(nn.Module):
         return inputs.reshape(2, -1)
 
 
-@pytest.mark.parametrize("spec", ["timm/resnet18", "timm/test_vit@48"])
+@pytest.mark.parametrize("spec", ["timm/test_resnet", "timm/test_vit@48", "vit-16-1"])
 def test_onnx_says_what_the_model_says_for_any_batch(tmp_path, spec, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = load(spec, classes=6, channels=1, image_size=32)
     save(model, tmp_path)
     exported = export(tmp_path)
+    model.eval()
     assert exported.path == tmp_path / "student.onnx"
     assert exported.max_error < 1e-5
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     images = torch.rand(5, 1, 32, 32)
     (logits,) = session.run(["logits"], {"inputs": images.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(logits), model.eval()(images), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=1e-5, rtol=1e-4)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.glob("*.part*"))
 
@@ -68,6 +69,17 @@ def test_a_file_that_says_something_else_is_not_left_behind(tmp_path, network, m
         assert export(model, tmp_path / "model.pt2", format="torch", batch_dynamic=False).max_error == 0
     else:
         assert export(model, tmp_path / "model.pt2", format="torch", check=False).max_error is None
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_file_that_runs_for_one_batch_size_only_is_refused(tmp_path, monkeypatch, format):
+    pytest.importorskip("onnxruntime")
+    trace = exporting._program
+    monkeypatch.setattr(exporting, "_program", lambda model, inputs, batch_dynamic: trace(model, inputs, False))
+    model = Model(nn.Linear(6, 3), channels=6)
+    with pytest.raises(RuntimeError, match=rf"m \({format}\) does not run on a batch of 1: "):
+        export(model, tmp_path / "m", format=format, example=torch.rand(1, 6))
+    assert not list(tmp_path.iterdir())
 
 
 def test_exports_that_cannot_be_are_refused(tmp_path, monkeypatch):

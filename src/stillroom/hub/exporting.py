@@ -89,7 +89,7 @@ def export(
         write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torch, _read_torch)
         try:
             with quiet(), contextlib.redirect_stdout(io.StringIO()):
-                write(model, inputs, beside, batch_dynamic)
+                write(_program(model, inputs, batch_dynamic), beside)
         except Exception as error:  # whatever tracing somebody's network raises
             raise RuntimeError(f"{name_of(model)} cannot be exported to {format}: {first_line(error)}") from error
         worst = None
@@ -114,21 +114,18 @@ def _example(model: nn.Module, example: Any) -> Tensor:
     return example.repeat(3, *(1 for _ in example.shape[1:]))[:3]
 
 
-def _dynamic(batch_dynamic: bool) -> Any:
-    return ({0: torch.export.Dim("batch", min=1)},) if batch_dynamic else None
+def _program(model: nn.Module, inputs: Tensor, batch_dynamic: bool) -> torch.export.ExportedProgram:
+    """Trace a model; the strict way follows some that the usual one fixes to one batch size (`len(inputs)`)."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_dynamic else None
+    try:
+        return torch.export.export(model, (inputs[:2],), dynamic_shapes=shapes)
+    except Exception:
+        return torch.export.export(model, (inputs[:2],), dynamic_shapes=shapes, strict=True)
 
 
-def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, batch_dynamic: bool) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     torch.onnx.export(
-        model,
-        (inputs[:2],),
-        path,
-        dynamo=True,
-        dynamic_shapes=_dynamic(batch_dynamic),
-        input_names=["inputs"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
+        program, (), path, input_names=["inputs"], output_names=["logits"], external_data=False, verbose=False
     )
 
 
@@ -143,8 +140,7 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.cpu().numpy()})[0])
 
 
-def _write_torch(model: nn.Module, inputs: Tensor, path: Path, batch_dynamic: bool) -> None:
-    program = torch.export.export(model, (inputs[:2],), dynamic_shapes=_dynamic(batch_dynamic))
+def _write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
@@ -161,7 +157,10 @@ def _difference(
     worst = 0.0
     for size in sizes:
         expected = model(inputs[:size]).cpu()
-        found = exported(inputs[:size]).cpu()
+        try:
+            found = exported(inputs[:size]).cpu()
+        except Exception as error:  # each runtime has its own
+            raise RuntimeError(f"{whose} does not run on a batch of {size}: {first_line(error)}") from error
         if found.shape != expected.shape:
             raise RuntimeError(f"{whose} gives shape {tuple(found.shape)}, the model gives {tuple(expected.shape)}")
         difference = float((found - expected).abs().max())
