@@ -31,7 +31,7 @@ def _no_teacher(method: Method) -> Skip | None:
 
 
 def check_teacher_unchanged(method: Source, batch: Batch) -> Skip | None:
-    """A few steps leave every parameter and buffer of the teacher, also batch-norm statistics, as it was bit for bit."""
+    """A few steps leave every parameter and buffer of the teacher (batch-norm statistics too) as it was, bitwise."""
     made = fresh(method)
     if skip := _no_teacher(made):
         return skip
