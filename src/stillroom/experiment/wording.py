@@ -70,7 +70,7 @@ class Scale:
             if span.limits is None:
                 continue
             low, high = (limit * (100 if self.percent else 1) for limit in span.limits)
-            needed = max(decimals, 1 - _digits((high - low) / 2)) if high > low else decimals
+            needed = max(decimals, -_digits((high - low) / 4)) if high > low else decimals
             while needed < 9 and any(0 < abs(limit) < 0.5 * 10**-needed for limit in (low, high)):
                 needed += 1
             decimals = min(max(decimals, needed), self.decimals + 2)
