@@ -1,4 +1,4 @@
-"""What every test gets: the option that names the folder of golden vectors, and seeded random numbers."""
+"""What every test gets: the option that names the folder of golden vectors, seeded random numbers, one thread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -256,7 +256,9 @@ class LSKDDKD(DKD):
         warmup_share: float = PAPER_WARMUP,
     ) -> None:
         check_positive(base_temperature=base_temperature)
-        check_not_negative(distill_weight=distill_weight)
+        check_not_negative(
+            target_weight=target_weight, non_target_weight=non_target_weight, distill_weight=distill_weight
+        )
         super().__init__(
             student,
             teacher,
