@@ -106,6 +106,10 @@ def test_rounding_is_no_difference():
     assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+def test_a_mean_of_rounding_errors_is_zero():
+    assert paired_interval([0.3, 0.1, 0.2], [0.1, 0.2, 0.3]).mean == 0.0  # 0.2, -0.1 and -0.1 add up to 2.8e-17
+
+
 def test_as_dict_is_plain():
     assert mean_interval([0.5]).as_dict() == {"mean": 0.5, "low": None, "high": None, "level": 0.95, "n": 1}
 

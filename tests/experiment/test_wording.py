@@ -40,6 +40,11 @@ from tests.experiment.sample_results import LONG, MINIMAL, arm, compared, distil
             gain(0.02, 0.0002, 0.04),
             "Worth it: pld is 2.00 points better than the same student alone (95% interval 0.02 to 4.00, 3 seeds).",
         ),
+        (  # ... and one just below it may
+            gain(0.02, -0.0002, 0.04),
+            "No difference shown: pld is 2.0 points better than the same student alone, which chance could explain "
+            "(95% interval 0.0 to 4.0, 3 seeds).",
+        ),
     ],
 )
 def test_the_verdict_of_a_distillation(difference, sentence):
@@ -147,6 +152,8 @@ def test_a_verdict_in_other_words_is_printed_as_it_is_and_a_wrong_one_refused():
         (Scale.of("reward", [1200.0, 56000.0]).value(1234.5), "1,234"),
         (Scale.of("accuracy", [0.5, 0.9]).value(None), "\N{EN DASH}"),
         (signed(-0.04, 1), "0.0"),
+        (signed(1e-15, 1, plus=True), "0.0"),
+        (Scale.of("x", [2e-9, 3e-9]).value(2e-9), "2.00e-09"),
         (signed(-1.25, 1, plus=True), "\N{MINUS SIGN}1.2"),
         (signed(1.5, 1, plus=True), "+1.5"),
         (signed(3.2e12, 1), "3.20e+12"),

@@ -17,7 +17,7 @@ ROW = 52
 """Height of an arm's row in pixels; the style sheet sets the names beside it to the same."""
 TOP = 26
 """Room above the rows, for a reference's name."""
-MOST_LINKED_ROWS = 4
+MOST_LINKED_ROWS = 3
 MOST_POINTS = 240
 Points = Sequence[tuple[float, float]]
 
@@ -120,7 +120,7 @@ def dots(
     top = TOP + 16 * max(len(references) - 1, 0)
     bottom = top + ROW * len(rows)
     centres = [top + ROW * (place + 0.5) for place in range(len(rows))]
-    marks = [mark for mark in axis.marks if not scale.percent or differences or mark <= 1 + 1e-9]
+    marks = [mark for mark in axis.marks if not scale.percent or differences or -1e-9 <= mark <= 1 + 1e-9]
     parts: list[Child] = [_upright(axis.place(mark), top, bottom, "grid") for mark in marks]
     parts += [tag("line", {"class": "lane", "x1": "0", "x2": "100%", "y1": y, "y2": y}) for y in centres]
     if differences:
@@ -178,7 +178,7 @@ def curves(
     near = [(name, value) for name, value in references if _is_near(value, values)]
     across = Axis.over([step for step, _ in points], margin=0.0)
     up = Axis.over(values + [value for _, value in near])
-    marks = [mark for mark in up.marks if not scale.percent or mark <= 1 + 1e-9]
+    marks = [mark for mark in up.marks if not scale.percent or -1e-9 <= mark <= 1 + 1e-9]
 
     def level(value: float) -> float:
         return round(8 + height * (1 - up.place(value) / 100), 2)

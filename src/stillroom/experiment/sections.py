@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stillroom.experiment.charts import Line, Row, curves, dots
+from stillroom.experiment.charts import MOST_LINKED_ROWS, Line, Row, curves, dots
 from stillroom.experiment.findings import Findings, Span
 from stillroom.experiment.markup import Child, Html, tag
 from stillroom.experiment.wording import (
@@ -174,7 +174,9 @@ def every_seed(findings: Findings) -> Html | None:
     better = "higher" if findings.higher_is_better else "lower"
     parts = [f"{spaced(findings.metric).capitalize()}; {better} is better. A dot is one seed, the tall mark the mean"]
     parts.append(f", the band its {100 * findings.level:g}% interval" if any(a.span.limits for a in run) else "")
-    parts.append("; a line joins the dots of one seed" if 1 < len(run) <= 4 and len(findings.seeds) > 1 else "")
+    parts.append(
+        "; a line joins the dots of one seed" if 1 < len(run) <= MOST_LINKED_ROWS and len(findings.seeds) > 1 else ""
+    )
     return _section("Every seed", tag("figure", None, chart, tag("figcaption", None, "".join(parts), ".")))
 
 

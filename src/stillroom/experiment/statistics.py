@@ -122,6 +122,8 @@ def _interval(values: NDArray[np.float64], level: float, resamples: int, seed: i
         raise ValueError(f"level must be between 0 and 1, given {level}: 0.95 is usual")
     n = len(values)
     mean = float(values.mean())
+    if abs(mean) <= _ROUNDING * np.abs(values).max():
+        mean = 0.0
     if n == 1:
         return Interval(mean, None, None, level, n)
     if np.ptp(values) <= _ROUNDING * np.abs(values).max():

@@ -64,14 +64,14 @@ class Scale:
         return signed(number * factor, decimals, plus=plus) + self.unit
 
     def for_gaps(self, spans: Iterable[Span]) -> Scale:
-        """The scale for some differences: narrow intervals need more digits, as do limits that would look like 0."""
+        """The scale for some differences: narrow intervals need more digits, as do those that only seem to reach 0."""
         decimals = self.decimals
         for span in spans:
             if span.limits is None:
                 continue
             low, high = (limit * (100 if self.percent else 1) for limit in span.limits)
             needed = max(decimals, -_digits((high - low) / 4)) if high > low else decimals
-            while needed < 9 and any(0 < abs(limit) < 0.5 * 10**-needed for limit in (low, high)):
+            while low * high > 0 and needed < 9 and min(abs(low), abs(high)) < 0.5 * 10**-needed:
                 needed += 1
             decimals = min(max(decimals, needed), self.decimals + 2)
         return Scale(self.percent, decimals)
@@ -227,7 +227,7 @@ def scale_of(findings: Findings) -> Scale:
 
 def signed(number: float, decimals: int, *, plus: bool = False) -> str:
     """Write a number with a real minus sign and commas between thousands; huge and tiny ones with a power of ten."""
-    if number and (abs(number) >= 1e9 or abs(number) < 1e-6):
+    if abs(number) >= 1e9 or (decimals >= 6 and 1e-300 < abs(number) < 1e-6):
         text = f"{number:.2e}"
     else:
         text = f"{number:,.{decimals}f}"
