@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.toys import batch, mlp
 from torch import nn
 
 from stillroom.baselines import KD, Alone, ScrambledTeacher, with_scrambled_teacher
 from stillroom.data.batch import Batch
 from stillroom.task import Embeddings, MultiLabel, Regression, Segmentation
+from tests.toys import batch, mlp
 
 
 def test_kd_is_the_formula():

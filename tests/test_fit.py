@@ -1,3 +1,4 @@
+import itertools
 import json
 import signal
 import sys
@@ -5,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from tests.toys import batch, conv, mlp, splits, trained_teacher
 from torch import nn
 
 from stillroom.baselines import KD, Alone
@@ -15,6 +15,7 @@ from stillroom.fit import fit
 from stillroom.method import Losses, Method, Needs, Stage
 from stillroom.training import Optim, Training
 from stillroom.tripwires import TrainingError
+from tests.toys import batch, conv, mlp, splits, trained_teacher
 
 QUICK = Training(steps=12, batch_size=16, optimizer=Optim(lr=0.02), evaluate_every=4)
 
@@ -67,7 +68,7 @@ def dropping():
     return Dropping(student, trained_teacher())
 
 
-class DiesAt(Exception):
+class DiedError(Exception):
     pass
 
 
@@ -79,10 +80,10 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(tmp_path
     def die(player):
         seen.append(player)
         if len(seen) == 7:
-            raise DiesAt
+            raise DiedError
 
     method.after_step = die
-    with pytest.raises(DiesAt):
+    with pytest.raises(DiedError):
         run(method, folder=tmp_path / "cut")
     torch.manual_seed(1234)  # the world outside has moved on
     resumed = run(dropping(), folder=tmp_path / "cut", resume=True)
@@ -196,7 +197,7 @@ def test_clipping_bounds_a_players_gradient():
     method = Norms(mlp())
     norms.append([p.detach().clone() for p in method.student.parameters()])
     run(method, Training(steps=3, batch_size=16, optimizer=optimizer))
-    for before, after in zip(norms, norms[1:], strict=False):
+    for before, after in itertools.pairwise(norms):
         moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).norm()
         torch.testing.assert_close(moved, torch.tensor(0.5), rtol=1e-3, atol=0)
 
@@ -267,7 +268,7 @@ def test_terms_that_teach_nothing_stop_the_run(value, steps, message):
 
 def test_the_first_batch_is_checked():
     inputs, labels = torch.randn(20, 6), torch.full((20,), 7)
-    with pytest.raises(ValueError, match="labels .*7 to 7"):
+    with pytest.raises(ValueError, match=r"labels .*7 to 7"):
         run(Alone(mlp()), data=TensorSamples(inputs, labels))
     inputs[3] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite"):

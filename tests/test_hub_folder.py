@@ -9,8 +9,8 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
+from stillroom.blocks import unwrapped
 from stillroom.hub import Model, load, load_folder, save
-from stillroom.method import unwrap
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
@@ -202,7 +202,7 @@ def test_what_training_put_around_the_network_is_left_out(tmp_path):
     model = load("timm/test_resnet", classes=6)
     save(torch.compile(model), tmp_path)
     assert set(load_file(tmp_path / "student.safetensors")) == set(model.net.state_dict())
-    assert unwrap(load_folder(tmp_path)).net.fc.out_features == 6
+    assert unwrapped(load_folder(tmp_path)).net.fc.out_features == 6
 
 
 def test_a_plain_module_is_loaded_into_a_network_that_is_given(tmp_path):

@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from tests.toys import batch, mlp
 from torch import nn
 
 from stillroom.baselines import KD
 from stillroom.method import Clock, Losses, Method, Needs
+from tests.toys import batch, mlp
 
 
 def test_the_total_is_the_weighted_sum():

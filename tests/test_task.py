@@ -92,7 +92,8 @@ def test_regression_metrics_agree_with_scikit_learn():
     outputs, labels = torch.randn(40, 3), torch.randn(40, 3)
     found = measure(Regression(), outputs, labels, teacher=labels)
     assert found["r2"] == pytest.approx(metrics.r2_score(labels, outputs), abs=1e-5)
-    assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(labels.flatten(), outputs.flatten()), rel=1e-5)
+    expected = metrics.root_mean_squared_error(labels.flatten(), outputs.flatten())
+    assert found["rmse"] == pytest.approx(expected, rel=1e-5)
     assert found["rmse_to_teacher"] == pytest.approx(found["rmse"])
 
 
@@ -122,7 +123,12 @@ def test_the_embeddings_distillation_loss_ignores_length_and_refuses_other_width
 @pytest.mark.parametrize(
     ("task", "labels", "outputs", "message"),
     [
-        (Classification(), torch.tensor([0.5, 1.0]), torch.zeros(2, 3), "int64 class numbers, given dtype torch.float32"),
+        (
+            Classification(),
+            torch.tensor([0.5, 1.0]),
+            torch.zeros(2, 3),
+            "int64 class numbers, given dtype torch.float32",
+        ),
         (Classification(), torch.tensor([0, 3]), torch.zeros(2, 3), "labels run from 0 to 3, but the network has 3"),
         (Classification(), torch.tensor([-1, 2]), torch.zeros(2, 3), "labels run from -1 to 2"),
         (MultiLabel(), torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2), "must be 0 or 1"),

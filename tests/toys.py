@@ -38,7 +38,12 @@ def splits(count: int = 120, labels: int | None = None) -> Splits:
     if labels is not None:
         train, pool = whole.subset(kept[:labels]), whole.subset(kept[labels:]).relabel(None)
     return Splits(
-        train, TensorSamples(test_inputs, test_targets), whole.subset(held), pool, classes=["a", "b", "c"], name="clouds"
+        train,
+        TensorSamples(test_inputs, test_targets),
+        whole.subset(held),
+        pool,
+        classes=["a", "b", "c"],
+        name="clouds",
     )
 
 

@@ -223,8 +223,8 @@ def run_system(
     """Run one system's recipe and write its folder."""
     from dataclasses import replace
 
-    from stillroom.options import jobs_of
     from stillroom.experiment.report import write_report
+    from stillroom.options import jobs_of
 
     experiment = recipe(**options)
     changed = {k: v for k, v in options.items() if v != inspect.signature(recipe).parameters[k].default}

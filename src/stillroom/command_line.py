@@ -29,7 +29,7 @@ EXAMPLES = {
   stillroom distill --teacher runs/big/student --student conv-8-16 --data photos/ --method dkd --method.beta 4""",
     "compare": """  stillroom compare --methods kd,dkd,dist,pld --seeds 5
   stillroom compare --methods kd,dkd --dkd.beta 2 --data cifar10 --teacher resnet56 --student resnet8""",
-    "check": """  stillroom check --teacher timm/resnet50 --student timm/resnet18 --data photos/ --epochs 100 --seeds 3""",
+    "check": """  stillroom check --teacher timm/resnet50 --student timm/resnet18 --data photos/ --epochs 100""",
     "run": """  stillroom run pld
   stillroom run pld --seeds 10 --labelled 100 --out runs/pld
   stillroom run --all --out runs/all""",

@@ -186,6 +186,8 @@ class _Loop:
         logged: dict[str, float] = {}
         shares: dict[str, float] = {}
         look = self.step % self.log_every == 0 or self.step == self.steps - 1
+        if self.step == 0:
+            self._check_first(batch)
         parts = self.training.accumulate
         for part in range(parts):
             piece = batch if parts == 1 else batch[part::parts]
@@ -195,7 +197,6 @@ class _Loop:
                 if stage.terms is not None:
                     losses = losses.only([name for name in losses if name in stage.terms])
                 if self.step == 0 and part == 0:
-                    self.task.check(piece, losses.outputs if isinstance(losses.outputs, Tensor) else None)
                     self.tripwires.first_batch(self.parameters)
                 if self.accelerator.device.type == "cpu" or look or self.step < 10:  # a look waits for a GPU
                     self.tripwires.watch(self.step, player, losses)
@@ -215,6 +216,14 @@ class _Loop:
             if self.trackers:
                 self.accelerator.log({f"loss/{k}": v for k, v in logged.items()}, step=self.step)
                 self.accelerator.log({f"gradient_share/{k}": v for k, v in shares.items()}, step=self.step)
+
+    @torch.no_grad()
+    def _check_first(self, batch: Batch) -> None:
+        """Let the task check values before anything is computed from them (a GPU dies of a label out of range)."""
+        self.task.check(batch)
+        outputs = self.method.product.eval()(batch.inputs)
+        self.method.train()
+        self.task.check(batch, outputs if isinstance(outputs, Tensor) else None)
 
     def _turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
         with self.accelerator.autocast() if self.training.precision != "no" else nullcontext():

@@ -30,7 +30,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom.experiment.run import seconds_per_step
     from stillroom.experiment.teacher import obtain_teacher
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
-    from stillroom.weigh import notes_of, preflight, question_of
+    from stillroom.weigh import features_of, notes_of, preflight, question_of
 
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     if strange := set(given) - set(defaults):
@@ -41,7 +41,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     options = with_defaults(options)
     seeds, jobs = seeds_of(options), jobs_of(options)
     splits = load_splits(experiment.task, seeds[0])
-    preflight(experiment, splits)
+    said = preflight(experiment, splits)
     teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"))
     arms = {name: TrainingArm(arm, experiment.task, experiment.student) for name, arm in experiment.arms.items()}
     built = arms[list(arms)[-1]].build(seeds[0], splits, teacher)
@@ -82,14 +82,8 @@ def forecast(**given: Any) -> dict[str, Any]:
         "jobs": jobs,
         "cores": os.cpu_count(),
         "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment, splits)],
+        "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment, splits), *said],
     }
-
-
-def features_of(method: Any) -> list[str]:
-    """What a feature method matched with what, a sentence each; empty for methods that look at outputs only."""
-    described = getattr(method, "describe_features", None)
-    return [] if described is None else list(described())
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:
@@ -106,7 +100,7 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     terms = ", ".join(f"{name} {value:.4g}" for name, value in found["terms"].items())
     return [
         *found["notes"],
-        f"data: {data['name']}, {data['train']} training samples of {tuple(data['shape'])}, {data['test']} test samples",
+        f"data: {data['name']}, {data['train']} training samples of {tuple(data['shape'])}, {data['test']} to report",
         f"teacher: {found['teacher']}",
         f"student: {found['student']}",
         *(f"features: {line}" for line in found["features"]),

@@ -88,7 +88,7 @@ class Display:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"{self.title} {self._news}")
-        elif step == self.total or time.monotonic() - self._said > self.every:
+        elif (step == self.total and not news) or time.monotonic() - self._said > self.every:
             self._said = time.monotonic()
             print(f"{self.title}: step {step}/{self.total} {self._news}", file=sys.stderr, flush=True)
 

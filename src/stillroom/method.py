@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.taps import unwrapped
 from stillroom.data.batch import Batch
 
 
@@ -177,7 +178,7 @@ class Method(nn.Module):
     @property
     def product(self) -> nn.Module:
         """What ships: the student, unless the method says otherwise (an average, a merged or a pruned network)."""
-        return unwrap(self.student)
+        return unwrapped(self.student)
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         """Groups of trainable parameters with an optimizer each; by default one, "student", with everything."""
@@ -200,14 +201,3 @@ class Method(nn.Module):
     def tell_time(self, step: int, epoch: float, progress: float) -> None:
         """Set `clock`: steps taken, epochs begun (fractional), and the part of all steps taken, in [0, 1]."""
         self.clock = replace(self.clock, step=step, epoch=epoch, progress=progress)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the network inside what DDP, FSDP or torch.compile put around it."""
-    while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        else:
-            return module

@@ -47,13 +47,28 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         teacher=options["teacher"],
         training=training,
         teacher_training=None if first is None else training.change(epochs=first, ema_decay=None, accumulate=1),
-        title=" and ".join(name for name in arms if name != "alone"),
+        title=title_of(list(arms), options),
         method=list(arms)[-1] if len(methods) == 1 else None,
         config={k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs")},
         lrs=tuple(lrs),
         equal_time=options["budget"] == "time",
         save=True,
     )
+
+
+def title_of(arms: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Heading of the report: from what to what, by which method."""
+    by = ", ".join(name for name in arms if name != "alone") or "alone"
+    return f"{_short(options['teacher'])} to {_short(options['student'])} by {by}"
+
+
+def _short(model: Any) -> str:
+    """A model's name for a heading."""
+    if isinstance(model, (list, tuple)):
+        return " + ".join(_short(one) for one in model)
+    if isinstance(model, (str, Path)):
+        return str(model).rsplit("/", 1)[-1]
+    return getattr(model, "__name__", type(model).__name__)
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +89,8 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("teacher", "student"):
         if options[name] is None:
             raise ValueError(f"no {name} was given: name one (--{name} resnet20, timm/NAME, file.py:function, ...)")
-    options["batch_size"] = options["batch_size"] or 64
-    options["lr"] = options["lr"] or 1e-3
+    options["batch_size"] = 64 if options["batch_size"] is None else options["batch_size"]
+    options["lr"] = 1e-3 if options["lr"] is None else options["lr"]
     options["seeds"] = 3 if options["seeds"] is None else options["seeds"]
     return options
 
@@ -104,12 +119,14 @@ def task_of(options: Mapping[str, Any]) -> Any:
         if details[name] is not None and details[name] <= 0:
             raise ValueError(f"{name} must be above 0, given {details[name]}")
     if given is None:
-        small = (
-            {"image_size": 16, "train_size": 64, "test_size": 64} if isinstance(options["data"], (str, Path)) else {}
-        )
-        kind = load_data(options["data"], **small).kind
+        kind = load_data(options["data"], **_glance(options["data"])).kind
         given = "embeddings" if kind == "unlabelled" else kind
     return task_for(given, options["data"], **details)
+
+
+def _glance(data: Any) -> dict[str, Any]:
+    """Options that read just enough of a folder or table to see what its labels are."""
+    return {"train_size": 64, "test_size": 64} if isinstance(data, (str, Path)) else {}
 
 
 def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
@@ -120,10 +137,10 @@ def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
     from stillroom.experiment.arm import method_class
     from stillroom.systems import catalog
 
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__).lower()
     build = catalog.method(method) if isinstance(method, str) else method
     if not callable(build):
         raise TypeError(f"method must be a name or a Method class, given {type(method).__name__}")
+    name = method if isinstance(method, str) else (method_class(build) or build).__name__.lower()
     own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "classes"}
     known = [key for key in inspect.signature(method_class(build) or build).parameters if key not in own]
     for key in arguments:

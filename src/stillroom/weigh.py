@@ -21,7 +21,7 @@ def run_and_weigh(
 ) -> tuple[dict[str, Any], nn.Module]:
     """Run an experiment, complete its results and write everything; return results and the student to ship."""
     from stillroom.experiment.arm import load_splits
-    from stillroom.experiment.record import verdict_of
+    from stillroom.experiment.findings import Span, verdict_of
 
     seeds = seeds_of(options)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
@@ -30,11 +30,10 @@ def run_and_weigh(
         raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
     splits = load_splits(experiment.task, seeds[0])
     question = question_of(experiment, splits)
-    notes = [*splits.notes, *notes_of(experiment, splits)]
+    notes = [*splits.notes, *notes_of(experiment, splits), *preflight(experiment, splits)]
     if options["progress"]:
         for line in (question, *notes):
             say(line)
-    preflight(experiment, splits)
     results = replace(experiment, question=question).run(
         seeds,
         place,
@@ -53,7 +52,7 @@ def run_and_weigh(
         results["kind"] = "distill"
         results["difference"] = results["differences"].get(experiment.method)
         if results["difference"] is not None:
-            results["verdict"] = verdict_of(results["difference"])
+            results["verdict"] = verdict_of(Span.read(results["difference"]))
     results["costs"] = costs_of(experiment, splits, student, place)
     results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
     write_all(results, student, place)
@@ -62,8 +61,12 @@ def run_and_weigh(
     return results, student
 
 
-def preflight(experiment: Experiment, splits: Any) -> None:
-    """Build every arm once and push two samples through it, so that what does not fit is said before training."""
+def preflight(experiment: Experiment, splits: Any) -> list[str]:
+    """Build every arm once and push some samples through it, so that what does not fit is said before training.
+
+    Returns:
+        What the models have to say of themselves (resized inputs, new heads, features that were matched).
+    """
     from stillroom.experiment.arm import TrainingArm, is_method
     from stillroom.experiment.teacher import obtain_teacher
 
@@ -73,35 +76,48 @@ def preflight(experiment: Experiment, splits: Any) -> None:
             teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None)
         except RuntimeError as error:
             raise ValueError(f"the teacher cannot be built for this data: {_first_line(error)}") from error
-    batch = splits.train.batch(range(min(4, len(splits.train))))
+    batch = splits.train.batch(range(min(8, len(splits.train))))
+    notes: dict[str, None] = {}  # in order, each once
+    width = experiment.task.width(splits)
     if teacher is not None:
-        push("teacher", teacher, batch)
+        said = push("teacher", teacher, batch)
+        notes |= dict.fromkeys(f"teacher: {note}" for note in getattr(teacher.network, "notes", ()))
+        if width is not None and said.shape[1] != width:
+            named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
+            raise ValueError(
+                f"the teacher gives {said.shape[1]} outputs, but the data have {width} classes{named}: take a teacher "
+                "for these classes, or train its head first (--teacher-epochs)"
+            )
     for name, arm in experiment.arms.items():
         if not is_method(arm):
             continue
-        training_arm = TrainingArm(arm, experiment.task, experiment.student)
         try:
-            method = training_arm.build(0, splits, teacher)
+            method = TrainingArm(arm, experiment.task, experiment.student).build(0, splits, teacher)
         except RuntimeError as error:
             raise ValueError(f"arm {name!r} cannot be built for this data: {_first_line(error)}") from error
-        push("student", method.student, batch)
-        outputs = method.student(batch.inputs)
-        experiment.task.check(batch, outputs)
-        if teacher is not None and name != experiment.baseline:
-            said = teacher(batch)
-            width = experiment.task.width(splits)
-            if width is not None and said.shape[1] != width:
-                raise ValueError(
-                    f"the teacher gives {said.shape[1]} outputs, but the data have {width} classes"
-                    f"{' (' + ', '.join(splits.classes[:5]) + ', ...)' if splits.classes else ''}: "
-                    "take a teacher for these classes, or train its head first (--teacher-epochs)"
-                )
+        experiment.task.check(batch, push("student", method.student, batch))
+        notes |= dict.fromkeys(f"student: {note}" for note in getattr(method.student, "notes", ()))
+        notes |= dict.fromkeys(f"{name}: {line}" for line in features_of(method))
+        if experiment.task.needs_labels or name != experiment.baseline:
+            try:
+                method(batch)
+            except (RuntimeError, IndexError) as error:
+                raise ValueError(f"arm {name!r} cannot use these networks: {_first_line(error)}") from error
+    return list(notes)
 
 
-def push(who: str, network: Any, batch: Any) -> None:
+def features_of(method: Any) -> list[str]:
+    """What a feature method matched with what, a sentence each; empty for methods that look at outputs only."""
+    described = getattr(method, "describe_features", None)
+    return [] if described is None else list(described())
+
+
+def push(who: str, network: Any, batch: Any) -> Any:
     """Call a network once and turn its complaint into one sentence."""
+    from stillroom.blocks.frozen import Frozen
+
     try:
-        network(batch.inputs)
+        return network(batch if isinstance(network, Frozen) else batch.inputs)
     except (RuntimeError, IndexError) as error:
         shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
         raise ValueError(
@@ -207,20 +223,11 @@ def notes_of(experiment: Experiment, splits: Any) -> list[str]:
 
 
 def sentence(results: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
-    difference, count = results["difference"], len(results["seeds"])
-    percent = results["metric"] in ("accuracy", "mean_iou", "mean_average_precision", "neighbour_overlap")
-    scale, unit = (
-        (100, " points of " + results["metric"].replace("_", " ")) if percent else (1, " " + results["metric"])
-    )
-    mean = f"{scale * difference['mean']:+.2f}{unit}"
-    if difference["low"] is None:
-        return f"{results['verdict'].capitalize()}: {results['method']} against the student alone {mean} from one seed."
-    low, high = scale * difference["low"], scale * difference["high"]
-    return (
-        f"{results['verdict'].capitalize()}: {results['method']} against the student alone {mean} "
-        f"({round(100 * results['level'])}% interval {low:+.2f} to {high:+.2f}, {count} seeds)."
-    )
+    """The verdict in one sentence, in the words of the report."""
+    from stillroom.experiment.findings import read
+    from stillroom.experiment.wording import headline
+
+    return str(headline(read(results)))
 
 
 def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.data.batch import Batch, map_tensors
+from stillroom.data.batch import Batch, map_tensors, tensors_in
 
 
 class Frozen(nn.Module):
@@ -21,7 +22,8 @@ class Frozen(nn.Module):
 
     Args:
         network: a module, called with the inputs; or a teacher provider, which is any other callable or a module with
-            `takes_batch = True`, called with the whole `Batch` (`predict(batch) -> outputs`).
+            `takes_batch = True`, called with the whole `Batch` (`predict(batch) -> outputs`,
+            tensors or a NumPy array).
         batch_norm: "running" uses the stored statistics; "batch" normalises by the current batch and leaves the stored
             statistics alone.
 
@@ -59,7 +61,10 @@ class Frozen(nn.Module):
         network = self.network
         if not isinstance(network, nn.Module) or getattr(network, "takes_batch", False):
             batch = inputs if isinstance(inputs, Batch) else Batch(inputs)
-            return map_tensors(network(batch), Tensor.detach)
+            said = network(batch)
+            if isinstance(said, np.ndarray):
+                said = torch.from_numpy(said.astype(np.float32)).to(next(iter(tensors_in(batch.inputs))).device)
+            return map_tensors(said, Tensor.detach)
         if isinstance(inputs, Batch):
             inputs = inputs.inputs
         if network.training:  # somebody who holds the same network set it to train

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.taps import unwrapped
 from stillroom.check._report import CheckError, Skip, warn
 from stillroom.check._tools import (
     Source,
@@ -22,7 +23,7 @@ from stillroom.check._tools import (
     teacher_of,
 )
 from stillroom.data.batch import UNLABELLED, Batch, tensors_in
-from stillroom.method import Losses, Method, unwrap
+from stillroom.method import Losses, Method
 
 if TYPE_CHECKING:
     from stillroom.task import Task
@@ -45,7 +46,7 @@ def check_weight_zero(method: Source, batch: Batch, *, task: Task | None = None)
     if task is None and batch.labels.is_floating_point():
         return Skip("only a task knows the supervised loss of float labels: pass task=")
     found = turns[0]
-    alone = unwrap(quiet(fresh(method)).student)
+    alone = unwrapped(quiet(fresh(method)).student)
     try:
         with seeded(0):
             answers = [t for t in tensors_in(alone(batch.inputs)) if isinstance(found.outputs, Tensor)]
@@ -150,7 +151,7 @@ class _Standardise:
 
 def _standardise(method: Method, batch: Batch) -> None:
     """Give the student outputs of mean 0 and deviation 1 over the batch, where it answers with a tensor."""
-    student = unwrap(method.student)
+    student = unwrapped(method.student)
     try:
         with torch.no_grad(), seeded(0):
             answer = student(batch.inputs)
@@ -162,7 +163,7 @@ def _standardise(method: Method, batch: Batch) -> None:
 
 def _teach_itself(method: Method) -> Skip | None:
     """Make the student's copy the teacher: by its weights where the networks are alike, else by exchange."""
-    teacher, student = teacher_of(method), unwrap(method.student)
+    teacher, student = teacher_of(method), unwrapped(method.student)
     if not isinstance(teacher, Frozen):
         return Skip("the method has no frozen teacher")
     network: Any = teacher.network

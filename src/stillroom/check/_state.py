@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.taps import unwrapped
 from stillroom.check._report import CheckError, Skip, warn
 from stillroom.check._tools import (
     Source,
@@ -33,7 +34,7 @@ from stillroom.check._tools import (
 )
 from stillroom.checkpoint import random_state, set_random_state
 from stillroom.data.batch import Batch, tensors_in
-from stillroom.method import Method, unwrap
+from stillroom.method import Method
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -236,7 +237,7 @@ def check_product(method: Source, batch: Batch) -> Skip | None:
     for name, module in product.named_modules():
         if isinstance(module, (Method, Frozen)):
             raise CheckError(
-                f"product holds the {type(module).__name__} {name!r}: ship the network alone, as unwrap(self.student)"
+                f"product holds the {type(module).__name__} {name!r}: ship the network alone, unwrapped(self.student)"
             )
     for name, hook in _hooks(product):
         raise CheckError(
@@ -277,7 +278,7 @@ def _compare_with_networks(made: Method, product: nn.Module, batch: Batch, outpu
     """Warn where a product that was made anew says something else than each network that the method keeps."""
     if any(product is module for module in made.modules()):
         return
-    for network in (unwrap(made.student), *made.children()):
+    for network in (unwrapped(made.student), *made.children()):
         if isinstance(network, Frozen):
             continue
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Batch:
         return known.flatten(1).any(1) if known.ndim > 1 else known
 
 
-def tensors_in(value: Any) -> Iterable[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nested list, tuple or dict."""
     if isinstance(value, Tensor):
         yield value
@@ -103,5 +103,6 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(inner, function) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(inner, function) for inner in value)
+        parts = [map_tensors(inner, function) for inner in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

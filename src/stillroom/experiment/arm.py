@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stillroom import hub
+from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
 from stillroom.checkpoint import seed_everything
 from stillroom.data.samples import Splits
@@ -135,6 +136,8 @@ class TrainingArm:
         if self.steps_factor != 1.0:
             common = training.total_steps(max(len(splits.train) // training.batch_size, 1))
             training = training.change(steps=max(round(common * self.steps_factor), 1))
+        if method_class(self.method) is Alone and not self.task.needs_labels:
+            return self._untrained(seed, splits, context)
         tries = []
         for lr in self.lrs or (training.optimizer.lr,):
             folder = context.folder / f"lr-{lr:g}" if len(self.lrs) > 1 else context.folder
@@ -159,6 +162,14 @@ class TrainingArm:
         if self.save:
             hub.save(fitted.product, context.folder / "student", overwrite=True)
         return metrics
+
+    def _untrained(self, seed: int, splits: Splits, context: Context) -> Metrics:
+        """Without labels there is nothing to train a student alone on: it is measured as it comes."""
+        student = self.build(seed, splits, context.teacher).product.eval()
+        context.extra.update(steps=0)
+        if self.save:
+            hub.save(student, context.folder / "student", overwrite=True)
+        return measure(self.task, student, splits, context.teacher, context.workers)
 
     def build(self, seed: int, splits: Splits, teacher: Frozen | None) -> Method:
         """Build the method with the initial student of a seed."""

@@ -91,6 +91,7 @@ def results_of(
         "seeds": list(seeds),
         "arms": arms,
         "differences": differences,
+        "agreement": _agreement(values),
         "claims": [claim.test(by_seed, level=level).as_dict() for claim in experiment.claims],
         "config": dict(experiment.config),
         "command": command,
@@ -109,26 +110,22 @@ def _interval_of_difference(a: Sequence[float], b: Sequence[float], level: float
     return {"mean": found.mean, "low": found.low, "high": found.high, "level": level}
 
 
+def _agreement(values: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """How far each arm says what the teacher says, means over seeds; for tasks where that is measured."""
+    names = {"agreement": "top1", "kl_to_teacher": "kl"}
+    found = {
+        arm: {short: sum(kept[name]) / len(kept[name]) for name, short in names.items() if name in kept}
+        for arm, kept in values.items()
+    }
+    return {arm: parts for arm, parts in found.items() if parts}
+
+
 def _curves(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     curves = {
         str(run["seed"]): [[step, measured[metric]] for step, measured in run.get("curve", ()) if metric in measured]
         for run in runs
     }
     return {metric: curves} if any(curves.values()) else {}
-
-
-def verdict_of(difference: Mapping[str, Any]) -> str:
-    """Say whether distillation was worth it: "worth it", "no difference shown" or "harmful".
-
-    Args:
-        difference: "low" and "high" of the interval, positive where the method is better; None where one seed gave no
-            interval.
-    """
-    if difference["low"] is None or difference["high"] is None:
-        return "no difference shown"
-    if difference["low"] > 0:
-        return "worth it"
-    return "harmful" if difference["high"] < 0 else "no difference shown"
 
 
 def machine(device: str | None, *, threads: int, jobs: int) -> dict[str, Any]:

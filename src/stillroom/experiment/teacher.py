@@ -11,7 +11,7 @@ from torch import nn
 from stillroom import hub
 from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
-from stillroom.blocks.providers import Average, FunctionTeacher
+from stillroom.blocks.providers import Average
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.stream import sequential
 from stillroom.experiment.arm import load_model, load_splits, own_augmentation
@@ -61,7 +61,7 @@ def obtain_teacher(
         of = "probabilities" if task.name in ("classification", "segmentation") else "logits"
         return Frozen(Average([load_model(one, splits, task.width(splits)) for one in spec], of=of))
     if callable(spec) and not isinstance(spec, (nn.Module, type)) and not hasattr(spec, "takes_batch"):
-        return Frozen(FunctionTeacher(spec))
+        return Frozen(spec)
     if isinstance(spec, nn.Module) and getattr(spec, "takes_batch", False):
         return Frozen(spec)
     seed_everything(0)

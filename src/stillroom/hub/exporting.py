@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stillroom.blocks.taps import unwrapped
 from stillroom.hub.fetch import first_line, quiet
 from stillroom.hub.folder import load_folder
 from stillroom.hub.model import Model, name_of
-from stillroom.method import unwrap
 
 TOLERANCE = 1e-4
 """Largest difference of an exported model's outputs that passes, relative to the largest output (at least 1)."""
@@ -78,7 +78,7 @@ def export(
         raise FileExistsError(f"{path} is there already: export to another path, or remove it")
     if format == "onnx":
         _need_onnx()
-    model = unwrap(model)
+    model = unwrapped(model)
     parameter = next(model.parameters(), torch.empty(0))
     inputs = _example(model, example).to(parameter.device)
     path.parent.mkdir(parents=True, exist_ok=True)

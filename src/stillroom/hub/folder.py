@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom._version import __version__
+from stillroom.blocks.taps import unwrapped
 from stillroom.checkpoint import write_bytes
 from stillroom.hub import building, code
 from stillroom.hub.card import model_card
@@ -19,7 +20,6 @@ from stillroom.hub.fetch import quiet
 from stillroom.hub.foreign import foreign_config
 from stillroom.hub.model import Model, class_path, name_of
 from stillroom.hub.weights import STUDENT_FILE, fit_weights, read_weights
-from stillroom.method import unwrap
 
 FORMAT = 1
 """The layout of config.json's part for us; a later one refuses to be read by an earlier package."""
@@ -64,9 +64,9 @@ def save(
     import safetensors.torch
 
     folder = Path(folder)
-    model = unwrap(model)
+    model = unwrapped(model)
     wrapped = model if isinstance(model, Model) else Model(model, channels=None)
-    state = _tensors(unwrap(wrapped.net))
+    state = _tensors(unwrapped(wrapped.net))
     if (folder / STUDENT_FILE).exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a student already: save into another folder, or pass overwrite=True")
     if (folder / "config.json").exists() and not is_folder(folder):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillroom.losses import Reduction, mean_squared_error, reduce
+from stillroom.losses._shared import at_least_float32, check_same_shape
 from stillroom.task.base import Meter, Task
 
 
@@ -31,7 +32,9 @@ class Regression(Task):
         reduction: Reduction = "mean",
     ) -> Tensor:
         """Mean squared error against the teacher's numbers; temperature plays no part."""
-        return mean_squared_error(student_outputs, teacher_outputs.detach(), reduction=reduction)
+        check_same_shape(student_outputs=student_outputs, teacher_outputs=teacher_outputs)
+        gap = at_least_float32(student_outputs) - at_least_float32(teacher_outputs.detach())
+        return reduce(gap.square(), reduction)
 
     def width(self, splits: Any) -> int | None:
         """One output per number in a label."""
@@ -95,7 +98,9 @@ class Embeddings(Task):
                 f"{tuple(teacher_outputs.shape)}: give the student as many outputs, or use a method that compares "
                 "relations between samples (rkd)"
             )
-        cosine = F.cosine_similarity(student_outputs.float(), teacher_outputs.detach().float(), dim=1)
+        cosine = F.cosine_similarity(
+            at_least_float32(student_outputs), at_least_float32(teacher_outputs.detach()), dim=1
+        )
         return reduce(1 - cosine, reduction)
 
     def width(self, splits: Any) -> int | None:

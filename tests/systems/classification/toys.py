@@ -29,10 +29,10 @@ class ConvNet(nn.Module):
 
 def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1),
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, 1, 1),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )

@@ -1,0 +1,222 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import stillroom
+from stillroom.baselines import KD
+from stillroom.method import Losses, Method, Needs
+from tests.toys import cloud, mlp, splits, trained_teacher
+
+QUIET = {"progress": False, "device": "cpu"}
+
+
+def tiny_student(classes: int = 3, channels: int = 6) -> nn.Module:
+    return nn.Sequential(nn.Linear(channels, 4), nn.ReLU(), nn.Linear(4, classes))
+
+
+def run(**options):
+    given = {"teacher": trained_teacher(), "student": tiny_student, "data": splits(), "epochs": 4} | options
+    given = {"batch_size": 16, "lr": 0.02} | given
+    return stillroom.distill(**given, **QUIET)
+
+
+def test_the_verdict_is_what_the_interval_says(tmp_path):
+    r = run(out=tmp_path / "run", seeds=3)
+    difference = r.difference
+    values = r.results["arms"]
+    mean = sum(values["kd"]["values"]) / 3 - sum(values["alone"]["values"]) / 3
+    assert difference["mean"] == pytest.approx(mean)
+    expected = "worth it" if difference["low"] > 0 else "harmful" if difference["high"] < 0 else "no difference shown"
+    assert r.verdict == expected
+    assert set(values) == {"teacher", "alone", "kd"}
+
+
+def test_everything_that_is_promised_is_written(tmp_path):
+    r = run(out=tmp_path / "run", method="dkd", method_options={"beta": 4.0}, seeds=2)
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written >= {"summary.json", "results.json", "report.html", "student"}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["method"] == "dkd"
+    assert set(summary["arms"]) == {"teacher", "alone", "dkd"}
+    assert all(set(arm) == {"values", "mean", "low", "high"} for arm in summary["arms"].values())
+    assert set(summary["difference"]) == {"mean", "low", "high", "level"}
+    assert summary["config"]["method_options"] == {"beta": 4.0}
+    assert (tmp_path / "run" / summary["student"]["file"]).exists()
+    assert summary["student"]["parameters"] == sum(p.numel() for p in tiny_student().parameters())
+    assert summary["seconds"] > 0
+    report = (tmp_path / "run/report.html").read_text()
+    assert "dkd" in report
+    assert "http" not in report.replace("http://www.w3.org", "")
+    assert r.summary == summary
+
+
+def test_the_student_that_is_given_back_is_the_one_that_was_saved(tmp_path):
+    r = run(out=tmp_path / "run", seeds=2)
+    loaded = stillroom.load(tmp_path / "run/student", model=tiny_student())
+    inputs = torch.randn(5, 6)
+    assert torch.equal(loaded(inputs), r.student(inputs))
+    assert not r.student.training
+    measured = stillroom.task.Classification().evaluate(r.student, stillroom.data.sequential(splits().test, 64))
+    seed = r.results["student"]["seed"]
+    assert measured["accuracy"] == pytest.approx(r.results["arms"]["kd"]["values"][seed])
+
+
+def test_a_run_that_exists_is_never_overwritten(tmp_path):
+    run(out=tmp_path / "run", seeds=1)
+    before = (tmp_path / "run/summary.json").read_bytes()
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        run(out=tmp_path / "run", seeds=1)
+    assert (tmp_path / "run/summary.json").read_bytes() == before
+
+
+def test_finished_runs_are_kept_by_a_resume_and_other_options_refused(tmp_path):
+    first = run(out=tmp_path / "run", seeds=2)
+    kept = tmp_path / "run/arms/kd/seed-0/result.json"
+    before = kept.stat().st_mtime_ns
+    again = run(out=tmp_path / "run", seeds=2, resume=True)
+    assert kept.stat().st_mtime_ns == before
+    assert again.results["arms"]["kd"]["values"] == first.results["arms"]["kd"]["values"]
+    with pytest.raises(ValueError, match=r"other options \(lr\)"):
+        run(out=tmp_path / "run", seeds=2, resume=True, lr=0.5)
+
+
+def test_both_arms_start_from_one_student_and_the_same_seed_repeats_exactly():
+    first, again = run(seeds=[4]), run(seeds=[4])
+    assert first.results["arms"]["kd"]["values"] == again.results["arms"]["kd"]["values"]
+    assert first.verdict == "no difference shown"  # one seed shows nothing
+    assert first.difference["low"] is None
+
+
+def test_save_keeps_what_a_run_without_a_folder_gave(tmp_path):
+    r = run(seeds=1)
+    assert r.folder is None
+    r.save(tmp_path / "kept")
+    assert (tmp_path / "kept/summary.json").exists()
+    assert (tmp_path / "kept/student/student.safetensors").exists()
+    with pytest.raises(FileExistsError):
+        r.save(tmp_path / "kept")
+
+
+def test_somebodys_own_method_works_by_class():
+    class Mine(Method):
+        """A method of the user's own."""
+
+        needs = Needs(labels="none")
+
+        def forward(self, batch):
+            outputs = self.student(batch.inputs)
+            return Losses(gap=(outputs - self.teacher(batch)).square().mean(), outputs=outputs)
+
+    r = run(method=Mine, seeds=1, epochs=12)
+    assert r.results["method"] == "mine"
+    assert r.results["arms"]["mine"]["values"][0] > 0.5
+    assert run(method=partial(KD, temperature=2.0), seeds=1).results["method"] == "kd"
+
+
+def test_a_function_and_several_teachers_can_teach():
+    network = trained_teacher()
+
+    def predict(batch):
+        return network(batch.inputs).detach().numpy()
+
+    assert run(teacher=predict, seeds=1).results["arms"]["teacher"]["values"][0] > 0.9
+    several = run(teacher=[trained_teacher(), trained_teacher()], seeds=1)
+    assert several.results["arms"]["teacher"]["values"][0] > 0.9
+
+
+def test_arrays_are_data():
+    inputs, labels = cloud(200)
+    r = run(data=(inputs.numpy(), labels.numpy()), seeds=1, epochs=12)
+    assert r.results["arms"]["kd"]["mean"] > 0.5
+
+
+def test_several_rates_are_tried_alike_and_chosen_on_the_held_out_part():
+    r = run(lr=[1e-5, 0.02], seeds=1)
+    for arm in ("alone", "kd"):
+        assert r.results["arms"][arm]["lr"] == [0.02]
+
+
+def test_equal_time_gives_the_cheaper_arm_more_steps(tmp_path):
+    heavy = nn.Sequential(nn.Linear(6, 2000), nn.ReLU(), nn.Linear(2000, 2000), nn.ReLU(), nn.Linear(2000, 3))
+    nn.init.zeros_(heavy[4].weight)
+    teacher = trained_teacher()
+
+    class Heavy(nn.Module):
+        def forward(self, x):
+            return teacher(x) + 0 * heavy(x)
+
+    r = run(teacher=Heavy(), budget="time", seeds=1, out=tmp_path / "run")
+    steps = {name: r.results["arms"][name]["steps"][0] for name in ("alone", "kd")}
+    assert steps["alone"] > 1.5 * steps["kd"]
+    assert json.loads((tmp_path / "run/budget.json").read_text())["kd"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["shapes", "scenes", "blobs"])
+def test_other_tasks_are_found_from_the_data(name):
+    metric = {"shapes": "mean_average_precision", "scenes": "mean_iou", "blobs": "r2"}[name]
+
+    def network(classes, channels):
+        layers = [nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, classes, 3, padding=1)]
+        return nn.Sequential(*layers, *([] if name == "scenes" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]))
+
+    r = stillroom.distill(
+        network(*shape_of(name)), network, name, steps=6, train_size=96, test_size=64, lr=0.01, seeds=1,
+        teacher_epochs=12, **QUIET,
+    )  # fmt: skip
+    assert r.results["metric"] == metric
+    assert r.results["arms"]["teacher"]["values"][0] > 0
+
+
+def shape_of(name):
+    data = stillroom.data.load_data(name)
+    width = stillroom.task.task_for(data.kind).width(data)
+    return width, data.train.shape[0]
+
+
+def test_embeddings_need_no_labels_and_are_weighed_against_the_student_as_it_comes():
+    inputs, _ = cloud(240)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 5))
+    r = run(teacher=teacher, student=tiny_student, data=(inputs, None), epochs=30, seeds=3, task="embeddings")
+    assert r.results["metric"] == "neighbour_overlap"
+    assert r.results["arms"]["kd"]["mean"] > r.results["arms"]["alone"]["mean"]
+    assert any("Without labels" in note for note in r.results["notes"])
+
+
+def test_compare_makes_a_leaderboard(tmp_path):
+    results = stillroom.compare(
+        "kd,dkd,pld", trained_teacher(), tiny_student, splits(), epochs=1, seeds=2, out=tmp_path / "run", **QUIET
+    )
+    assert set(results["arms"]) == {"teacher", "alone", "kd", "dkd", "pld"}
+    assert set(results["differences"]) == {"kd", "dkd", "pld"}
+    assert (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "dkdd"}, ValueError, "unknown method 'dkdd': did you mean"),
+        ({"method": "dkd", "method_options": {"betta": 1}}, ValueError, "unknown argument of method dkd 'betta'.*beta"),
+        ({"method_options": {"temperature": 0}}, ValueError, "temperature must be a number above 0, given 0"),
+        ({"epochs": -1}, ValueError, "epochs must be above 0, given -1"),
+        ({"seeds": 0}, ValueError, "given 0 seeds"),
+        ({"teacher": mlp(classes=5)}, ValueError, "expected 3 classes"),
+        ({"teacher": mlp(features=9)}, ValueError, r"teacher cannot take inputs of shape \(.*, 6\)"),
+        ({"student": mlp(features=9)}, ValueError, r"student cannot take inputs of shape \(.*, 6\)"),
+        ({"teacher": None}, ValueError, "no teacher was given"),
+        ({"data": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
+        ({"task": "clasification"}, ValueError, "unknown task"),
+        ({"labels": 0}, ValueError, "labels must be"),
+        ({"lr": 0.0}, ValueError, "lr"),
+        ({"device": "cpu", "jobs": 0}, ValueError, "jobs must be 1 or more"),
+        ({"task": "regression"}, ValueError, "regression"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, options, error, message):
+    given = {"teacher": trained_teacher(), "student": tiny_student, "data": splits(), "epochs": 1, "seeds": 1}
+    with pytest.raises(error, match=message):
+        stillroom.distill(**(given | {"device": "cpu", "progress": False, "out": tmp_path / "run"} | options))
+    assert not (tmp_path / "run").exists()
