@@ -129,8 +129,13 @@ class TestAll:
 
     def test_hidden_layers_of_plain_networks_meet(self, kind):
         if kind is AT:
-            with pytest.raises(ValueError, match=r"attention needs maps of several positions, given a student feature"):
-                build(kind, mlp(8), mlp(32))(problem(10))
+            with pytest.raises(ValueError, match=r"attention needs .* have shapes \[\(\(8,\), \(32,\)\), "):
+                build(kind, mlp(8), mlp(32))
+            layers = {"student_layers": ["2"], "teacher_layers": ["2"]}
+            with pytest.raises(
+                ValueError, match=r"attention needs .* a student feature of shape \(10, 8, 1, 1\)"
+            ):
+                build(kind, mlp(8), mlp(32), **layers)(problem(10))
         else:
             losses = build(kind, mlp(8), mlp(32))(problem(10))
             assert bool(losses.total.isfinite())
@@ -230,6 +235,12 @@ def test_at_sums_over_stages():
     torch.testing.assert_close(found, sum(L.attention_transfer_loss(*pair) for pair in pairs))
     fourth = build(AT, student, teacher, power=4)(batch)["attention"]
     assert not torch.isclose(found, fourth)
+
+
+def test_at_leaves_out_stages_of_a_single_position():
+    small = Batch(torch.rand(2, 1, 4, 4))  # maps of 4x4, 2x2 and 1x1
+    method = AT(ConvNet(2), ConvNet(4), probe=small)
+    assert method.student_layers == method.teacher_layers == STAGES[:2]
 
 
 def test_at_named_layers_need_no_probe():

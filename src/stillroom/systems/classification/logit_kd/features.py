@@ -19,7 +19,7 @@ from stillroom.losses import (
 )
 from stillroom.losses._shared import at_least_float32, check_not_negative, check_positive
 from stillroom.method import Losses, Needs, Stage
-from stillroom.systems.classification.logit_kd.tapped import LABELLED_TASKS, TappedDistillation
+from stillroom.systems.classification.logit_kd.tapped import LABELLED_TASKS, Pairs, TappedDistillation
 from stillroom.task import Task
 
 
@@ -179,7 +179,8 @@ class AT(TappedDistillation):
         label_weight: weight of the supervised loss, 0 or more.
         attention_weight: weight of the sum over stages, 0 or more; 1000 belongs to a mean over positions.
         power: p of the attention maps, a whole number of 1 or more.
-        student_layers: module names inside the student; None chooses all stages that match, four at most.
+        student_layers: module names inside the student; None chooses all stages that match and have several positions,
+            four at most.
         teacher_layers: as many module names inside the teacher, pair by pair; None with `student_layers` None.
         probe: a batch (or inputs) to choose the layers by; not needed where they are given.
         task: whose supervised loss is used; classification when not given.
@@ -213,6 +214,20 @@ class AT(TappedDistillation):
         self.attention_weight = attention_weight
         self.power = power
         self.choose_layers(student_layers, teacher_layers, probe)
+        if student_layers is None:
+            self._keep_maps(self.probe_features(probe))
+
+    def _keep_maps(self, pairs: Pairs) -> None:
+        """Leave out chosen stages with a single position on one side: all of its attention is there."""
+        rows = [row for row, pair in enumerate(pairs) if all(as_map(one).shape[2:].numel() > 1 for one in pair)]
+        if not rows:
+            shapes = [tuple(tuple(one.shape[1:]) for one in pair) for pair in pairs]
+            raise ValueError(
+                f"attention needs maps of several positions, but the stages that match have shapes {shapes}: name "
+                "layers that return larger maps or tokens, or use FitNets or RKD"
+            )
+        self.student_layers = tuple(self.student_layers[row] for row in rows)
+        self.teacher_layers = tuple(self.teacher_layers[row] for row in rows)
 
     def forward(self, batch: Batch) -> Losses:
         """Return the supervised loss and the attention loss of a batch."""
