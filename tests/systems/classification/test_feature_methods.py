@@ -132,9 +132,7 @@ class TestAll:
             with pytest.raises(ValueError, match=r"attention needs .* have shapes \[\(\(8,\), \(32,\)\), "):
                 build(kind, mlp(8), mlp(32))
             layers = {"student_layers": ["2"], "teacher_layers": ["2"]}
-            with pytest.raises(
-                ValueError, match=r"attention needs .* a student feature of shape \(10, 8, 1, 1\)"
-            ):
+            with pytest.raises(ValueError, match=r"attention needs .* a student feature of shape \(10, 8, 1, 1\)"):
                 build(kind, mlp(8), mlp(32), **layers)(problem(10))
         else:
             losses = build(kind, mlp(8), mlp(32))(problem(10))
