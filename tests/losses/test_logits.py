@@ -78,7 +78,7 @@ def test_dkd_ignores_rows_and_their_logits():
     student, teacher = logits(5, 4).requires_grad_(), logits(5, 4)
     labels = torch.tensor([1, -100, 3, -100, 0])
     kept = torch.tensor([0, 2, 4])
-    options = {"temperature": 2.0, "non_target_weight": 3.0}
+    options = {"temperature": 2.0, "beta": 3.0}
     ignoring = losses.dkd_loss(student, teacher, labels, ignore_index=-100, **options)
     alone = losses.dkd_loss(student[kept], teacher[kept], labels[kept], **options)
     torch.testing.assert_close(ignoring, alone)

@@ -66,7 +66,7 @@ CASES = {
     ),
     "dkd_loss": (
         lambda s, t: losses.dkd_loss(
-            s, t, torch.tensor(LABELS), target_weight=0.5, non_target_weight=3.0, temperature=2.0, reduction="none"
+            s, t, torch.tensor(LABELS), alpha=0.5, beta=3.0, temperature=2.0, reduction="none"
         ),
         lambda s, t: 0.5 * np.array(naive.tckd(s, t, LABELS, 2.0)) + 3.0 * np.array(naive.nckd(s, t, LABELS, 2.0)),
         (4, 5),
@@ -81,7 +81,7 @@ CASES = {
         (4, 5),
     ),
     "dist_loss": (
-        lambda s, t: losses.dist_loss(s, t, inter_class_weight=0.7, intra_class_weight=3.0, temperature=2.0),
+        lambda s, t: losses.dist_loss(s, t, beta=0.7, gamma=3.0, temperature=2.0),
         lambda s, t: naive.dist(s, t, 0.7, 3.0, 2.0),
         (4, 5),
         (4, 5),

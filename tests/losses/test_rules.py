@@ -174,10 +174,10 @@ def test_numbers_that_must_be_above_0(loss, option, value):
 @pytest.mark.parametrize(
     ("loss", "option"),
     [
-        (losses.dist_loss, "inter_class_weight"),
-        (losses.dist_loss, "intra_class_weight"),
-        (BETWEEN_NETWORKS["dkd_loss"][0], "target_weight"),
-        (BETWEEN_NETWORKS["dkd_loss"][0], "non_target_weight"),
+        (losses.dist_loss, "beta"),
+        (losses.dist_loss, "gamma"),
+        (BETWEEN_NETWORKS["dkd_loss"][0], "alpha"),
+        (BETWEEN_NETWORKS["dkd_loss"][0], "beta"),
         (losses.rkd_loss, "distance_weight"),
         (losses.rkd_loss, "angle_weight"),
     ],

@@ -16,6 +16,7 @@ from stillroom import hub
 from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
 from stillroom.checkpoint import seed_everything
+from stillroom.data.batch import UNLABELLED
 from stillroom.data.samples import Splits
 from stillroom.data.stream import sequential
 from stillroom.fit import Fitted, fit
@@ -80,7 +81,7 @@ class Given:
     Attributes:
         task: what the outputs mean.
         probe: one batch of training inputs, to learn shapes from.
-        train_labels: labels of all training samples by their index; None where there are none.
+        train_labels: class numbers at their samples' numbers, -100 elsewhere; None where there are none.
         train_size: how many rows a per-sample memory needs.
         classes: number of outputs, where known.
     """
@@ -176,9 +177,28 @@ class TrainingArm:
         seed_everything(seed)
         student = build_student(self.student, self.task, splits, teacher)
         probe = splits.train.batch(torch.arange(min(2, len(splits.train))))
-        labels = splits.train.labels
-        given = Given(self.task, probe, labels, splits.train.population, self.task.width(splits))
+        width = self.task.width(splits)
+        given = Given(self.task, probe, labels_by_index(splits), population(splits), width)
         return build_method(self.method, student, teacher, given)
+
+
+def population(splits: Splits) -> int:
+    """How many rows a memory needs that is addressed by the sample numbers of the training batches."""
+    train, pool = splits.train, splits.unlabelled
+    if pool is None:
+        return train.population
+    collide = bool(torch.isin(pool.index, train.index).any())  # then the stream moves the pool's numbers up
+    return train.population + pool.population if collide else max(train.population, pool.population)
+
+
+def labels_by_index(splits: Splits) -> torch.Tensor | None:
+    """Class numbers at their samples' numbers, -100 elsewhere; None where training samples have no class numbers."""
+    labels = splits.train.labels
+    if labels is None or labels.is_floating_point() or labels.ndim != 1:
+        return None
+    found = labels.new_full((population(splits),), UNLABELLED, dtype=torch.int64)
+    found[splits.train.index] = labels.long()
+    return found
 
 
 def build_student(student: Any, task: Task, splits: Splits, teacher: Frozen | None) -> nn.Module:

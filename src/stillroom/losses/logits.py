@@ -152,8 +152,8 @@ def dkd_loss(
     teacher_logits: Tensor,
     labels: Tensor,
     *,
-    target_weight: float = 1.0,
-    non_target_weight: float = 8.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
     temperature: float = 4.0,
     ignore_index: int | None = None,
     reduction: Reduction = "mean",
@@ -167,8 +167,8 @@ def dkd_loss(
         student_logits: `(N, C)`, any float dtype; computed in float32 or wider, also under autocast.
         teacher_logits: `(N, C)`; receives no gradient.
         labels: `(N,)`, int64 in [0, C), or `ignore_index`.
-        target_weight: alpha, 0 or more.
-        non_target_weight: beta, 0 or more.
+        alpha: weight of the target term, 0 or more.
+        beta: weight of the non-target term, 0 or more.
         temperature: T, above 0.
         ignore_index: rows of this label are left out; None for a label in every row.
         reduction: over the rows that are not left out: "mean", "sum" or "none".
@@ -181,9 +181,9 @@ def dkd_loss(
 
     Source: Zhao et al. 2022, arXiv:2203.08679, equation 7.
     """
-    check_not_negative(target_weight=target_weight, non_target_weight=non_target_weight)
+    check_not_negative(alpha=alpha, beta=beta)
     target, others = _decoupled(student_logits, teacher_logits, labels, temperature, ignore_index)
-    return _reduce_rows(target_weight * target + non_target_weight * others, labels, ignore_index, reduction)
+    return _reduce_rows(alpha * target + beta * others, labels, ignore_index, reduction)
 
 
 def _decoupled(
@@ -300,8 +300,8 @@ def dist_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    inter_class_weight: float = 2.0,
-    intra_class_weight: float = 2.0,
+    beta: float = 2.0,
+    gamma: float = 2.0,
     temperature: float = 4.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -314,8 +314,8 @@ def dist_loss(
     Args:
         student_logits: `(N, C)`, C of 3 or more, N of 2 or more; computed in float32 or wider, also under autocast.
         teacher_logits: `(N, C)`; receives no gradient.
-        inter_class_weight: beta, 0 or more.
-        intra_class_weight: gamma, 0 or more.
+        beta: weight of the correlations within a sample, 0 or more.
+        gamma: weight of the correlations within a class, 0 or more.
         temperature: T, above 0.
         reduction: over rows: "mean", "sum" or "none".
 
@@ -327,10 +327,10 @@ def dist_loss(
 
     Source: Huang et al. 2022, arXiv:2205.10536, equation 10.
     """
-    check_not_negative(inter_class_weight=inter_class_weight, intra_class_weight=intra_class_weight)
+    check_not_negative(beta=beta, gamma=gamma)
     inter = dist_inter_class_loss(student_logits, teacher_logits, temperature=temperature, reduction="none")
     intra = dist_intra_class_loss(student_logits, teacher_logits, temperature=temperature)
-    return reduce(inter_class_weight * inter + intra_class_weight * intra, reduction)
+    return reduce(beta * inter + gamma * intra, reduction)
 
 
 def _softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

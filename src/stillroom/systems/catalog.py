@@ -55,6 +55,7 @@ SYSTEMS: tuple[System, ...] = (
             ("lskd", "LSKD"),
             ("lskd-dkd", "LSKDDKD"),
             ("fitnets", "FitNets"),
+            ("fitnets-two-stage", "TwoStageFitNets"),
             ("at", "AT"),
             ("rkd", "RKD"),
             ("crd", "CRD"),

@@ -31,8 +31,8 @@ def standardize_logits(inputs, params):
 def dist(inputs, params):
     loss = losses.dist_loss(
         *logits(inputs),
-        inter_class_weight=params["beta"],
-        intra_class_weight=params["gamma"],
+        beta=params["beta"],
+        gamma=params["gamma"],
         temperature=params["tau"],
     )
     return {"loss": loss}
@@ -72,7 +72,7 @@ def decoupled(student_logits, teacher_logits, labels, params, temperature):
         student_logits,
         teacher_logits,
         labels,
-        target_weight=params["alpha"],
-        non_target_weight=params["beta"],
+        alpha=params["alpha"],
+        beta=params["beta"],
         temperature=temperature,
     )

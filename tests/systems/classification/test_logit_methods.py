@@ -34,7 +34,7 @@ def test_dkd_at_its_published_defaults():
     method, batch = DKD(ConvNet(2), ConvNet(4)), problem(10)
     losses = method(batch)
     student, teacher = losses.outputs, method.teacher(batch)
-    term = L.dkd_loss(student, teacher, batch.labels, target_weight=1, non_target_weight=8, temperature=4)
+    term = L.dkd_loss(student, teacher, batch.labels, alpha=1, beta=8, temperature=4)
     torch.testing.assert_close(losses.total, F.cross_entropy(student, batch.labels) + term)
 
 
@@ -42,7 +42,7 @@ def test_dist_at_its_published_defaults():
     method, batch = DIST(ConvNet(2), ConvNet(4)), problem(10)
     losses = method(batch)
     student, teacher = losses.outputs, method.teacher(batch)
-    term = L.dist_loss(student, teacher, inter_class_weight=2, intra_class_weight=2, temperature=4)
+    term = L.dist_loss(student, teacher, beta=2, gamma=2, temperature=4)
     torch.testing.assert_close(losses.total, F.cross_entropy(student, batch.labels) + term)
 
 
@@ -59,7 +59,7 @@ def test_lskd_with_dkd_at_its_published_defaults():
     losses = method(batch)
     student, teacher = losses.outputs, method.teacher(batch)
     standard = L.standardize_logits(student), L.standardize_logits(teacher)
-    term = L.dkd_loss(*standard, batch.labels, target_weight=9, non_target_weight=72, temperature=2)
+    term = L.dkd_loss(*standard, batch.labels, alpha=9, beta=72, temperature=2)
     torch.testing.assert_close(losses.total, F.cross_entropy(student, batch.labels) + term)
 
 
@@ -172,20 +172,20 @@ def test_dist_refuses_a_single_sample():
     [
         (DKD, "temperature", 0),
         (DKD, "label_weight", -1),
-        (DKD, "target_weight", -1),
-        (DKD, "non_target_weight", -1),
+        (DKD, "alpha", -1),
+        (DKD, "beta", -1),
         (DKD, "warmup_share", 1.5),
         (DIST, "temperature", -1),
         (DIST, "label_weight", -1),
-        (DIST, "inter_class_weight", -1),
-        (DIST, "intra_class_weight", -1),
+        (DIST, "beta", -1),
+        (DIST, "gamma", -1),
         (LSKD, "base_temperature", 0),
         (LSKD, "label_weight", -1),
         (LSKD, "distill_weight", -1),
         (LSKDDKD, "base_temperature", 0),
         (LSKDDKD, "label_weight", -1),
-        (LSKDDKD, "target_weight", -1),
-        (LSKDDKD, "non_target_weight", -1),
+        (LSKDDKD, "alpha", -1),
+        (LSKDDKD, "beta", -1),
         (LSKDDKD, "distill_weight", -1),
         (LSKDDKD, "warmup_share", -0.1),
     ],
@@ -198,14 +198,14 @@ def test_wrong_arguments_are_refused(kind, option, value):
 def test_every_argument_changes_the_loss():
     batch = problem(10)
     changes = {
-        DKD: {"temperature": 2.0, "label_weight": 0.5, "target_weight": 2.0, "non_target_weight": 2.0},
-        DIST: {"temperature": 2.0, "label_weight": 0.5, "inter_class_weight": 1.0, "intra_class_weight": 1.0},
+        DKD: {"temperature": 2.0, "label_weight": 0.5, "alpha": 2.0, "beta": 2.0},
+        DIST: {"temperature": 2.0, "label_weight": 0.5, "beta": 1.0, "gamma": 1.0},
         LSKD: {"base_temperature": 4.0, "label_weight": 0.5, "distill_weight": 1.0},
         LSKDDKD: {
             "base_temperature": 4.0,
             "label_weight": 0.5,
-            "target_weight": 2.0,
-            "non_target_weight": 2.0,
+            "alpha": 2.0,
+            "beta": 2.0,
             "distill_weight": 1.0,
         },
     }

@@ -50,7 +50,7 @@ class LogitDistillation(Method):
         warmup_share: float = 0.0,
     ) -> None:
         super().__init__(student, teacher)
-        check_not_negative(label_weight=label_weight, **{f"{name}_weight": weight for name, weight in weights.items()})
+        check_not_negative(label_weight=label_weight)
         check_share(warmup_share=warmup_share)
         self.label_weight = label_weight
         self.weights = weights
@@ -91,8 +91,8 @@ class DKD(LogitDistillation):
         teacher: inputs -> logits over the same classes; frozen here.
         temperature: T, above 0.
         label_weight: weight of the cross-entropy, 0 or more.
-        target_weight: alpha, of the part that compares the label with all other classes together, 0 or more.
-        non_target_weight: beta, of the part that compares the other classes with each other, 0 or more. The paper tunes
+        alpha: weight of the part that compares the label with all other classes together, 0 or more.
+        beta: weight of the part that compares the other classes with each other, 0 or more. The paper tunes
             it per pair: 8, but 2 for ResNet-56 to 20 and 110 to 32, and 6 for VGG and WideResNet teachers on CIFAR-100.
         warmup_share: the part of training in which alpha and beta rise from 0, in [0, 1].
 
@@ -115,11 +115,12 @@ class DKD(LogitDistillation):
         *,
         temperature: float = 4.0,
         label_weight: float = 1.0,
-        target_weight: float = 1.0,
-        non_target_weight: float = 8.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
         warmup_share: float = PAPER_WARMUP,
     ) -> None:
-        weights = {"target": target_weight, "non_target": non_target_weight}
+        check_not_negative(alpha=alpha, beta=beta)
+        weights = {"target": alpha, "non_target": beta}
         super().__init__(student, teacher, label_weight=label_weight, weights=weights, warmup_share=warmup_share)
         check_positive(temperature=temperature)
         self.temperature = temperature
@@ -140,8 +141,8 @@ class DIST(LogitDistillation):
         teacher: inputs -> logits over the same classes; frozen here.
         temperature: tau, above 0: 4 as on CIFAR-100; the paper takes 1 on ImageNet.
         label_weight: weight of the cross-entropy, 0 or more.
-        inter_class_weight: beta, of the correlations within a sample, 0 or more.
-        intra_class_weight: gamma, of the correlations within a class, 0 or more.
+        beta: weight of the correlations within a sample, 0 or more.
+        gamma: weight of the correlations within a class, 0 or more.
 
     Losses:
         label: cross-entropy over the labelled rows; absent when the batch carries no labels.
@@ -167,10 +168,11 @@ class DIST(LogitDistillation):
         *,
         temperature: float = 4.0,
         label_weight: float = 1.0,
-        inter_class_weight: float = 2.0,
-        intra_class_weight: float = 2.0,
+        beta: float = 2.0,
+        gamma: float = 2.0,
     ) -> None:
-        weights = {"inter_class": inter_class_weight, "intra_class": intra_class_weight}
+        check_not_negative(beta=beta, gamma=gamma)
+        weights = {"inter_class": beta, "intra_class": gamma}
         super().__init__(student, teacher, label_weight=label_weight, weights=weights)
         check_positive(temperature=temperature)
         self.temperature = temperature
@@ -214,6 +216,7 @@ class LSKD(LogitDistillation):
     ) -> None:
         super().__init__(student, teacher, label_weight=label_weight, weights={"distill": distill_weight})
         check_positive(base_temperature=base_temperature)
+        check_not_negative(distill_weight=distill_weight)
         self.base_temperature = base_temperature
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -230,8 +233,8 @@ class LSKDDKD(DKD):
         teacher: inputs -> logits over the same classes; frozen here.
         base_temperature: T on the standardised logits, above 0.
         label_weight: weight of the cross-entropy, which is on the raw logits, 0 or more.
-        target_weight: alpha, 0 or more.
-        non_target_weight: beta, 0 or more.
+        alpha: weight of the target term, 0 or more.
+        beta: weight of the non-target term, 0 or more.
         distill_weight: multiplies alpha and beta, 0 or more; the paper takes 9 to 18, by pair.
         warmup_share: the part of training in which alpha and beta rise from 0, in [0, 1].
 
@@ -250,22 +253,20 @@ class LSKDDKD(DKD):
         *,
         base_temperature: float = 2.0,
         label_weight: float = 1.0,
-        target_weight: float = 1.0,
-        non_target_weight: float = 8.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
         distill_weight: float = 9.0,
         warmup_share: float = PAPER_WARMUP,
     ) -> None:
         check_positive(base_temperature=base_temperature)
-        check_not_negative(
-            target_weight=target_weight, non_target_weight=non_target_weight, distill_weight=distill_weight
-        )
+        check_not_negative(alpha=alpha, beta=beta, distill_weight=distill_weight)
         super().__init__(
             student,
             teacher,
             temperature=base_temperature,
             label_weight=label_weight,
-            target_weight=distill_weight * target_weight,
-            non_target_weight=distill_weight * non_target_weight,
+            alpha=distill_weight * alpha,
+            beta=distill_weight * beta,
             warmup_share=warmup_share,
         )
 

@@ -23,7 +23,7 @@ def recipe(
     teacher: str = "conv-32-64",
     student: str = "conv-8-16",
     teacher_epochs: float = 20,
-    epochs: float = 60,
+    epochs: float = 40,
     batch_size: int = 32,
     lr: float = 0.01,
     test_size: int | None = None,

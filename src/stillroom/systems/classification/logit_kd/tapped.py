@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks import Frozen, Taps, matched_taps
+from stillroom.blocks import Align, Frozen, Taps, matched_taps
 from stillroom.data.batch import Batch
 from stillroom.losses._shared import check_not_negative
 from stillroom.method import Losses, Method
@@ -85,6 +85,15 @@ class TappedDistillation(Method):
                 f"student_layers name {numbers[0]} modules {list(self.student_layers)} and teacher_layers {numbers[1]} "
                 f"{list(self.teacher_layers)}: {type(self).__name__} takes {exactly or 'as many'} of each, in pairs"
             )
+
+    def describe_features(self) -> list[str]:
+        """Say which layers are matched, and how their shapes are brought together, a sentence per pair."""
+        means = [module.describe() for module in self.modules() if isinstance(module, Align) and module.student_shape]
+        pairs = zip(self.student_layers, self.teacher_layers, strict=True)
+        lines = [f"student {own} learns from teacher {theirs}" for own, theirs in pairs]
+        return (
+            [f"{line} ({how})" for line, how in zip(lines, means, strict=True)] if len(means) == len(lines) else lines
+        )
 
     def probe_features(self, probe: Batch | Tensor | None) -> Pairs:
         """Return the features of both networks for a probe, without a trace in either."""
