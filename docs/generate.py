@@ -9,6 +9,7 @@ The pages themselves are made while MkDocs builds (see `hooks.py`); nothing gene
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -39,7 +40,8 @@ KINDS = {
     "continual": "Continual learning",
     "architecture": "Architecture and compression",
 }
-MARKERS = {"systems": "<!-- systems -->", "count": "<!-- system-count -->"}
+FIRST_RUN = "distill"
+"""Results of `stillroom distill` without arguments, which README.md shows."""
 
 Results = dict[str, Any]
 
@@ -51,10 +53,10 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Results]]:
     """Read the committed results.
 
     Args:
-        folder: holds `SLUG.json`, `SLUG--VARIANT.json` and `compare--NAME.json`; it may be missing.
+        folder: holds `SLUG.json`, `SLUG--VARIANT.json`, `compare--NAME.json` and `distill.json`; it may be missing.
 
     Returns:
-        Slug (or "compare") -> variant ("" for the recipe at its defaults) -> results, the recipe at its defaults first.
+        Slug, "compare" or "distill" -> variant ("" for the defaults) -> results, those at the defaults first.
 
     Raises:
         ValueError: a file is named after no system, or holds the results of another one, or cannot be read.
@@ -71,6 +73,8 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Results]]:
         if slug == "compare":
             if not variant:
                 raise ValueError(f"{file.name} has no name: call a comparison compare--NAME.json")
+        elif file.stem == FIRST_RUN:
+            pass
         elif slug not in known:
             raise ValueError(f"{file.name} is named after {slug!r}, which is no system: known are {', '.join(known)}")
         elif results.get("system") != slug:
@@ -125,14 +129,28 @@ def arxiv(entry: System) -> str:
     return f"[{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})"
 
 
-def readme_table(found: Mapping[str, Mapping[str, Results]]) -> str:
-    """The table of systems for README.md, by kind of work."""
+def readme_systems(found: Mapping[str, Mapping[str, Results]]) -> str:
+    """How many systems there are, and their table, by kind of work."""
     rows = []
     for kind in KINDS:
         for entry in (entry for entry in SYSTEMS if entry.kind == kind):
             verdict = verdict_cell(found.get(entry.slug, {}))
             rows.append([f"`{entry.slug}`", f"{entry.title} ({arxiv(entry)}, {entry.year})", kind, verdict])
-    return table(["system", "paper", "kind", "measured claims"], rows)
+    return f"{len(SYSTEMS)} systems:\n\n{table(['system', 'paper', 'kind', 'measured claims'], rows)}"
+
+
+def readme_first_run(found: Mapping[str, Mapping[str, Results]]) -> str:
+    """What `stillroom distill` prints at its end; empty where its results are not committed."""
+    from rich.console import Console
+
+    from stillroom.experiment.report import comparison_table
+
+    if FIRST_RUN not in found:
+        return ""
+    console = Console(width=100, record=True, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(found[FIRST_RUN][""]))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    return "\n".join(["```text", *(line for line in lines if line), "```"])
 
 
 def with_generated(readme: str, found: Mapping[str, Mapping[str, Results]]) -> str:
@@ -141,15 +159,13 @@ def with_generated(readme: str, found: Mapping[str, Mapping[str, Results]]) -> s
     Raises:
         ValueError: a pair of markers is missing.
     """
-    for name, content in (("systems", f"\n{readme_table(found)}\n"), ("count", str(len(SYSTEMS)))):
-        begin = MARKERS[name]
-        end = begin.replace("<!-- ", "<!-- /")
-        text, number = re.subn(
-            f"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _, c=content, b=begin, e=end: f"{b}{c}{e}", readme
-        )
-        if not number:
-            raise ValueError(f"README.md has no markers {begin} ... {end}: put them where the generated part goes")
-        readme = text
+    for name, content in (("systems", readme_systems(found)), ("distill", readme_first_run(found))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, opened, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not opened or not closed:
+            raise ValueError(f"README.md has no markers {begin.strip()} ... {end}: put them where that part goes")
+        readme = f"{before}{begin}{content}\n{end}{after}" if content else f"{before}{begin}{end}{after}"
     return readme
 
 
@@ -365,9 +381,7 @@ def checks_table() -> str:
     """Every check of the battery, in the order it runs, as its docstring says it."""
     from stillroom.check import all_checks
 
-    rows = [
-        [f"`{name}`", (check.__doc__ or "").strip().split("\n\n")[0]] for name, check in all_checks().items()
-    ]
+    rows = [[f"`{name}`", (check.__doc__ or "").strip().split("\n\n")[0]] for name, check in all_checks().items()]
     return table(["check", "what must hold"], rows)
 
 
@@ -379,7 +393,12 @@ def tasks_table() -> str:
     return table(["task", "what outputs mean", "main metric"], rows)
 
 
-PLACEHOLDERS = {"methods": methods_table, "checks": checks_table, "tasks": tasks_table}
+def first_run() -> str:
+    """What `stillroom distill` prints at its end, from the committed results."""
+    return readme_first_run(read_results())
+
+
+PLACEHOLDERS = {"methods": methods_table, "checks": checks_table, "tasks": tasks_table, "distill": first_run}
 """What a hand-written page asks for by `<!-- generated: NAME -->`."""
 
 

@@ -19,9 +19,7 @@ OUTSIDE = re.compile(
 def on_config(config: Any) -> Any:
     """Put the generated pages into the navigation."""
     parts = generate.navigation()
-    config.nav = [
-        {name: parts[name] if name in parts else target for name, target in entry.items()} for entry in config.nav
-    ]
+    config.nav = [{name: parts.get(name, target) for name, target in entry.items()} for entry in config.nav]
     return config
 
 
