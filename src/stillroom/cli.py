@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import inspect
 import json
 import os
@@ -15,7 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from stillroom._version import __version__
-from stillroom.command_line import COMMANDS, EXAMPLES, names, parse, parser_for, take_dotted
+from stillroom.command_line import (
+    COMMANDS,
+    EXAMPLES,
+    description,
+    first_as,
+    free_folder,
+    measured,
+    names,
+    parse,
+    parser_for,
+    print_json,
+    show,
+    take_dotted,
+)
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError, AttributeError)
 
@@ -32,12 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("STILLROOM_TRACEBACK") or not _expected(error):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        _fail(str(text) or type(error).__name__, 2)
+        _fail(_said(error), 2)
 
 
 def _expected(error: Exception) -> bool:
     return isinstance(error, EXPECTED) or type(error).__name__ in ("TrainingError", "ArgumentError")
+
+
+def _said(error: Exception) -> str:
+    """An error in a sentence: those of the operating system have their number left out."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    return str(text) or type(error).__name__
 
 
 def _fail(sentence: str, code: int) -> None:
@@ -63,7 +81,7 @@ def _dispatch(arguments: list[str]) -> None:
         "check": _check,
         "run": _run,
         "list": _list,
-        "show": _show,
+        "show": _one,
         "report": _report,
         "export": _export,
     }
@@ -95,8 +113,8 @@ def overview() -> str:
 
 
 def _distill(arguments: list[str]) -> None:
-    from stillroom.distill import distill
-    from stillroom.weigh import sentence, summary_of
+    from stillroom.distill import distill, distilled
+    from stillroom.weigh import summary_of
 
     rest, dotted = take_dotted(arguments, ["method"])
     parser = parser_for("distill", distill, skip=["method_options", "progress"])
@@ -104,13 +122,11 @@ def _distill(arguments: list[str]) -> None:
     options = parse(parser, rest)
     as_json = options.pop("json")
     options["out"] = options["out"] or _new_folder(options, str(options["method"]))
-    result = distill(**options, method_options=dotted.get("method"))
+    result = distilled(options | {"method_options": dotted.get("method"), "progress": True})
     if as_json:
         print_json(summary_of(result.results))
         return
     _show_table(result.results)
-    if result.results.get("difference"):
-        print(sentence(result.results))
     _say_where(options["out"])
 
 
@@ -138,7 +154,7 @@ def _check(arguments: list[str]) -> None:
     from stillroom.forecast import forecast, lines_of
 
     rest, dotted = take_dotted(arguments, ["method"])
-    parser = parser_for("check", distill, skip=["method_options", "progress", "out", "resume"])
+    parser = parser_for("check", distill, skip=["method_options", "progress"])
     parser.set_defaults(jobs=None)
     options = parse(parser, rest)
     as_json = options.pop("json")
@@ -183,24 +199,27 @@ def _run(arguments: list[str]) -> None:
     arguments = [one for one in arguments if one != "--all"]
     if not everything and (not arguments or arguments[0].startswith("-")):
         if "--help" in arguments or "-h" in arguments:
-            print(
-                parser_for("run", _run_options).format_help()
-                + "\n\nstillroom run SLUG --help: the recipe's arguments too"
-            )
+            print(parser_for("run", _run_options).format_help(), end="")
             return
         raise ValueError("which system? name one (stillroom list shows them), or give --all")
     slugs = [entry.slug for entry in catalog.SYSTEMS] if everything else [arguments.pop(0)]
-    printed = []
+    printed, failures = [], []
     for slug in slugs:
         catalog.system(slug)  # an unknown one is refused before anything is imported
         recipe = catalog.recipe(slug, paper="--paper" in arguments)
         parser = parser_for("run", recipe, _run_options)
         options = parse(parser, arguments)
         common = {name: options.pop(name) for name in (*names(_run_options), "json")}
-        results = run_system(slug, recipe, options, several=everything, **common)
-        printed.append(results)
+        try:
+            printed.append(run_system(slug, recipe, options, several=everything, **common))
+        except Exception as error:
+            if not everything or not _expected(error):
+                raise
+            failures.append(f"{slug}: {_said(error)}")  # the other systems go on
     if printed and common["json"]:
         print_json(printed if everything else printed[0])
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(slugs)} systems failed: {'; '.join(failures)}")
 
 
 def run_system(
@@ -226,14 +245,18 @@ def run_system(
     from stillroom.experiment.report import write_report
     from stillroom.options import jobs_of
 
+    if resume and out is None:
+        raise ValueError("--resume needs the folder of the run: name it with --out")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds must be 1 or more, given {seeds}")
     experiment = recipe(**options)
     changed = {k: v for k, v in options.items() if v != inspect.signature(recipe).parameters[k].default}
-    experiment = replace(experiment, system=slug, config={"recipe": slug, "paper": paper, **options})
+    experiment = replace(experiment, system=slug, config={"recipe": slug, "paper": paper, "tiny": tiny, **options})
     experiment = experiment.tiny() if tiny else experiment
     count = experiment.seeds if seeds is None else seeds
-    place = Path(out) / slug if out and several else Path(out) if out else _free(Path("stillroom-runs") / slug)
+    place = Path(out) / slug if out and several else Path(out) if out else free_folder(Path("stillroom-runs") / slug)
     command = ["stillroom run", slug, f"--seeds {count}", f"--first-seed {first_seed}"]
-    command += ["--paper"] * paper + [f"--{k.replace('_', '-')} {v}" for k, v in changed.items()]
+    command += ["--paper"] * paper + ["--tiny"] * tiny + [f"--{k.replace('_', '-')} {v}" for k, v in changed.items()]
     results = experiment.run(
         range(first_seed, first_seed + count),
         place,
@@ -280,7 +303,7 @@ def _list(arguments: list[str]) -> None:
     table = Table(*columns, box=box.SIMPLE)
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
-    _console().print(table)
+    show(table)
 
 
 def _show_options(slug: str) -> None:
@@ -291,12 +314,10 @@ def _show_options(slug: str) -> None:
     """
 
 
-def _show(arguments: list[str]) -> None:
+def _one(arguments: list[str]) -> None:
     from stillroom.systems import catalog
 
-    parser = parser_for("show", _show_options)
-    given = [f"--slug={one}" if not one.startswith("-") and not number else one for number, one in enumerate(arguments)]
-    options = parse(parser, given)
+    options = parse(parser_for("show", _show_options), first_as("slug", arguments))
     entry = catalog.system(options["slug"])
     found = measured(entry.slug)
     if options["json"]:
@@ -314,23 +335,6 @@ def _show(arguments: list[str]) -> None:
     print(f"\nrun it: stillroom run {entry.slug}")
 
 
-def description(module: str) -> str:
-    """The docstring of a module, read without importing it."""
-    file = Path(__file__).parent.joinpath(*module.split(".")[1:])
-    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-    return ast.get_docstring(ast.parse(file.read_text())) or ""
-
-
-def measured(slug: str) -> dict[str, Any] | None:
-    """The committed results of a system, where this installation carries them."""
-    here = Path(__file__).parent
-    for folder in (here / "_results", here.parents[1] / "results"):
-        file = folder / f"{slug}.json"
-        if file.exists():
-            return dict(json.loads(file.read_text()))
-    return None
-
-
 def _report_options(folder: str) -> None:
     """Options of `stillroom report`.
 
@@ -342,7 +346,7 @@ def _report_options(folder: str) -> None:
 def _report(arguments: list[str]) -> None:
     from stillroom.experiment.report import write_report
 
-    options = parse(parser_for("report", _report_options), _first_as("folder", arguments))
+    options = parse(parser_for("report", _report_options), first_as("folder", arguments))
     place = Path(options["folder"])
     if not (place / "results.json").exists():
         raise FileNotFoundError(f"{place} holds no results.json: name the folder of a finished run")
@@ -366,7 +370,7 @@ def _export_options(folder: str, format: str = "onnx", to: str | None = None) ->
 
 
 def _export(arguments: list[str]) -> None:
-    options = parse(parser_for("export", _export_options), _first_as("folder", arguments))
+    options = parse(parser_for("export", _export_options), first_as("folder", arguments))
     from stillroom import hub
 
     written = hub.export(options["folder"], options["to"], format=options["format"])
@@ -377,53 +381,27 @@ def _export(arguments: list[str]) -> None:
         print(f"wrote {written.path}; largest difference to the model: {written.max_error:.2g}")
 
 
-# ---- small things ----------------------------------------------------------------------------------------------------
-
-
-def print_json(content: Any) -> None:
-    """Print something as JSON."""
-    print(json.dumps(content, indent=2, default=str))
-
-
-def _first_as(name: str, arguments: Sequence[str]) -> list[str]:
-    """Let the first argument that is no option be the value of an option."""
-    arguments = list(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        arguments[0] = f"--{name}={arguments[0]}"
-    return arguments
-
-
 def _new_folder(options: Mapping[str, Any], what: str) -> str:
     if options.get("resume"):
         raise ValueError("--resume needs the folder of the run: name it with --out")
     data = re.sub(r"[^A-Za-z0-9]+", "-", str(options["data"])).strip("-")[-30:]
-    return str(_free(Path("stillroom-runs") / f"{data}-{what}"))
-
-
-def _free(place: Path) -> Path:
-    """The first of place-1, place-2, ... that does not exist."""
-    number = 1
-    while place.with_name(f"{place.name}-{number}").exists():
-        number += 1
-    return place.with_name(f"{place.name}-{number}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    return str(free_folder(Path("stillroom-runs") / f"{data}-{what}"))
 
 
 def _show_table(results: Mapping[str, Any]) -> None:
+    """Print the arms of a run, and below them in one sentence what came out."""
     from stillroom.experiment.report import comparison_table
+    from stillroom.weigh import sentence
 
-    _console().print(comparison_table(results))
+    table = comparison_table(results)
+    table.caption = None
+    show(table)
+    print(sentence(results))
 
 
 def _say_where(place: str | Path) -> None:
     print(f"everything is in {place} (look at {Path(place) / 'report.html'})")
 
 
-def _has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,15 @@
-"""Reading a command line: options from functions' signatures, help pages with examples, one-sentence complaints."""
+"""What commands share: options from functions' signatures, help with examples, complaints in a sentence, printing."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 COMMANDS = {
     "distill": "train a student from a teacher and say whether it was worth it",
@@ -47,6 +50,16 @@ USAGE = {
     "report": "FOLDER [options]",
     "export": "FOLDER [options]",
 }
+FURTHER = {
+    "distill": "arguments of the method: --method.NAME VALUE (as --method.temperature 2)",
+    "check": "arguments of the method: --method.NAME VALUE (as --method.temperature 2)",
+    "compare": "arguments of a method: --METHOD.NAME VALUE (as --kd.temperature 2)",
+    "run": "arguments of a system's recipe: stillroom run SLUG --help",
+}
+FIRST = {
+    "slug": "which system? name one (stillroom list shows them)",
+    "folder": "which folder? name it as the first argument",
+}
 
 
 def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str] = ()) -> Any:
@@ -58,10 +71,17 @@ def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str]
             plain = action.default not in (None, False, "==SUPPRESS==") and action.option_strings
             return (action.help or "") + (f" [{action.default}]" if plain else "")
 
+        def _format_action_invocation(self, action: Any, *rest: Any) -> str:
+            text = re.sub(r", --\w+\+ \S+", "", super()._format_action_invocation(action, *rest))
+            return text.replace(" {true,false}", "")
+
     class Parser(ArgumentParser):  # type: ignore[misc]
-        def format_help(self) -> str:
-            text = re.sub(r"--[a-z][a-z_]+", lambda found: found[0].replace("_", "-"), super().format_help())
-            return f"{text}\nexamples:\n{EXAMPLES[command]}"
+        kinds: Mapping[str, Any] = {}  # the type of each option
+
+        def format_help(self, *rest: Any) -> str:
+            text = re.sub(r"--[a-z][a-z_]+", lambda found: found[0].replace("_", "-"), super().format_help(*rest))
+            further = f"\n{FURTHER[command]}\n" if command in FURTHER else ""
+            return f"{text}{further}\nexamples:\n{EXAMPLES[command]}\n"
 
     parser = Parser(
         prog=f"stillroom {command}",
@@ -72,7 +92,11 @@ def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str]
     )
     added: set[str] = set(skip)
     for function in functions:
-        parser.add_function_arguments(function, as_group=False, skip=added & set(names(function)), fail_untyped=False)
+        known: Any = added & set(names(function))
+        parser.add_function_arguments(function, as_group=False, skip=known, fail_untyped=False)
+        hints = get_type_hints(function)
+        kinds = {name: hints.get(name, Any) for name in names(function) if name not in added}
+        parser.kinds = {**parser.kinds, **kinds}
         added |= set(names(function))
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
@@ -84,44 +108,136 @@ def names(function: Callable[..., Any]) -> list[str]:
 
 
 def parse(parser: Any, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse, taking dashes for underscores, and turn a complaint into one sentence."""
+    """Parse, taking dashes for underscores, and turn a complaint into one sentence.
+
+    Arguments of any type (models, data, methods) stay the text that was given; "none" is the absence of a value.
+
+    Raises:
+        ValueError: an unknown option, a missing value, or one of another type.
+    """
     dashed = [
         re.sub(r"^--[a-z][a-z0-9-]*", lambda found: "--" + found[0][2:].replace("-", "_"), one) for one in arguments
     ]
+    known = {option for option in parser._option_string_actions if option.startswith("--")}
     flags = {option for option, action in parser._option_string_actions.items() if action.default is False}
     for number, one in enumerate(dashed):
         follower = dashed[number + 1].lower() if number + 1 < len(dashed) else ""
         if one in flags - {"--json"} and follower not in ("true", "false"):
             dashed[number] = f"{one}=true"
+    values = _values(dashed, known)
+    for name, kind in parser.kinds.items():
+        if values.get(name, "").lower() == "none" and type(None) in get_args(kind):
+            dashed = [one.replace("none", "null").replace("None", "null") if _is_value(dashed, number, name) else one
+                      for number, one in enumerate(dashed)]  # fmt: skip
     try:
-        return dict(parser.parse_args(dashed).as_dict())
+        options = dict(parser.parse_args(dashed).as_dict())
     except Exception as error:
         if type(error).__name__ != "ArgumentError":
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        known = [option.replace("_", "-") for option in parser._option_string_actions if option.startswith("--")]
-        strange = re.search(r"[Uu]nrecognized arguments?: (\S+)|Key '(\w+)' is not expected", str(error))
-        if strange:
-            from stillroom.systems.catalog import unknown
+        raise ValueError(_complaint(str(error), parser, values)) from error
+    texts = {name: values[name] for name, kind in parser.kinds.items() if kind is Any and name in values}
+    return options | {name: None if text.lower() in ("none", "null") else text for name, text in texts.items()}
 
-            name = "--" + (strange[1] or strange[2]).lstrip("-").split("=")[0].replace("_", "-")
-            raise ValueError(unknown("option", name, known)) from error
-        raise ValueError(lines[0] if lines else "the options cannot be read") from error
+
+def _values(arguments: Sequence[str], known: set[str]) -> dict[str, str]:
+    """The text that each option was given, the last one where it was given twice."""
+    found: dict[str, str] = {}
+    for number, one in enumerate(arguments):
+        name, equals, text = one.partition("=")
+        if name in known and equals:
+            found[name[2:]] = text
+        elif name in known and number + 1 < len(arguments):
+            found[name[2:]] = arguments[number + 1]
+    return found
+
+
+def _is_value(arguments: Sequence[str], number: int, name: str) -> bool:
+    """Whether an argument is (or holds) the value of an option."""
+    return arguments[number].startswith(f"--{name}=") or (number > 0 and arguments[number - 1] == f"--{name}")
+
+
+def _complaint(text: str, parser: Any, values: Mapping[str, str]) -> str:
+    """One sentence for what a parser complains of: what was given, what is expected, what to do."""
+    from stillroom.systems.catalog import unknown
+
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    shown = [one.replace("_", "-") for one in options if not one.startswith("--print") and not one.endswith("+")]
+    if strange := re.search(r"[Uu]nrecognized arguments?: (\S+)|Key '(\w+)' is not expected", text):
+        given = strange[1] or strange[2]
+        if not given.startswith("-"):
+            return f"unexpected argument {given!r}: options begin with --, and their values follow them"
+        return unknown("option", "--" + given.lstrip("-").split("=")[0].replace("_", "-"), shown)
+    if missing := re.search(r"argument (--\w+).*: expected one argument", text):
+        name = missing[1].replace("_", "-")
+        return f"the option {name} needs a value: {name} {missing[1][2:].upper()}"
+    if required := re.search(r"required: (\w+)|Key \"(\w+)\" is required", text):
+        name = required[1] or required[2]
+        return FIRST.get(name, f"the option --{name.replace('_', '-')} must be given")
+    if key := re.search(r'key "(\w+)"', text):
+        expected = expectation(parser.kinds.get(key[1], Any))
+        name = key[1].replace("_", "-")
+        return f"the option --{name} must be {expected}, given {values.get(key[1], '')!r}: see {parser.prog} --help"
+    return (text.strip().splitlines() or ["the options cannot be read"])[0]
+
+
+def expectation(kind: Any) -> str:
+    """Say in words what values a type has."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind in plain:
+        return plain[kind]
+    origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not type(None)]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(expectation(one) for one in inner))
+    if origin in (list, tuple, Sequence) and inner:
+        return (
+            "a list such as [1,2]" if inner[0] is int else "a list such as [0.1,0.2]" if inner[0] is float else "a list"
+        )
+    return getattr(kind, "__name__", str(kind))
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from text can be of a type; types that text cannot tell fit always."""
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str, type(None)):
+        return isinstance(value, kind)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    return True
 
 
 def take_dotted(arguments: Sequence[str], owners: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take `--OWNER.NAME VALUE` (or `=VALUE`) out of the arguments."""
+    """Take `--OWNER.NAME VALUE` (or `=VALUE`) out of the arguments.
+
+    Raises:
+        ValueError: there is no such owner, or no value.
+    """
     rest: list[str] = []
     taken: dict[str, dict[str, Any]] = {}
     waiting = list(arguments)
     while waiting:
         one = waiting.pop(0)
-        found = re.match(r"^--([a-z0-9-]+)\.([A-Za-z0-9_-]+)(?:=(.*))?$", one, re.DOTALL)
-        if not found or found[1] not in owners:
+        found = re.match(r"^--([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)(?:=(.*))?$", one, re.DOTALL)
+        if not found:
             rest.append(one)
             continue
-        if found[3] is None and not waiting:
-            raise ValueError(f"the option {one} needs a value")
+        if found[1] not in owners:
+            if len(owners) == 1:
+                raise ValueError(
+                    f"unknown option {one!r}: an argument of the method is given as --{owners[0]}.NAME VALUE"
+                )
+            from stillroom.systems.catalog import unknown
+
+            raise ValueError(unknown("method", found[1], list(owners)))
+        if found[3] is None and (not waiting or waiting[0].startswith("--")):
+            raise ValueError(f"the option {one} needs a value: {one} VALUE")
         value = found[3] if found[3] is not None else waiting.pop(0)
         taken.setdefault(found[1], {})[found[2].replace("-", "_")] = read_value(value)
     return rest, taken
@@ -135,4 +251,58 @@ def read_value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        if text.startswith("[") and text.endswith("]"):
+            return [read_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
         return text
+
+
+def first_as(name: str, arguments: Sequence[str]) -> list[str]:
+    """Let the first argument, where it is no option, be the value of an option."""
+    arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--{name}={arguments[0]}"
+    return arguments
+
+
+def print_json(content: Any) -> None:
+    """Print something as JSON."""
+    print(json.dumps(content, indent=2, default=str))
+
+
+def show(table: Any) -> None:
+    """Print a table without trailing spaces: as wide as the terminal, 120 characters where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(highlight=False, width=120)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+
+
+def free_folder(place: Path) -> Path:
+    """The first of place-1, place-2, ... that does not exist."""
+    number = 1
+    while place.with_name(f"{place.name}-{number}").exists():
+        number += 1
+    return place.with_name(f"{place.name}-{number}")
+
+
+def description(module: str) -> str:
+    """The docstring of a module, read without importing it."""
+    file = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
+
+
+def measured(slug: str) -> dict[str, Any] | None:
+    """The committed results of a system, where this installation carries them."""
+    here = Path(__file__).parent
+    for folder in (here / "_results", here.parents[1] / "results"):
+        file = folder / f"{slug}.json"
+        if file.exists():
+            return dict(json.loads(file.read_text()))
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -150,11 +151,12 @@ def distill(
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.
         seeds: how many, or which (3, and 5 on the embedded task, when not given).
         first_seed: the first of them.
-        jobs: processes that share the runs; None for one per core without a GPU.
+        jobs: processes that share the runs; None (on the command line: when not given) for one per core without a GPU.
         device: cpu, cuda, ...; the machine's own choice when not given.
         workers: threads that read data ahead.
         level: of the intervals.
-        out: a new folder for everything; nothing is kept when not given.
+        out: a new folder for everything; when not given, nothing is kept (on the command line: the next free one of
+            stillroom-runs/DATA-METHOD-1, -2, ...).
         resume: go on with the interrupted run in `out`.
         progress: say what is running.
 
@@ -165,8 +167,16 @@ def distill(
         ValueError: something does not fit; the message names it, what is expected and what to do.
         FileExistsError: `out` holds something and `resume` is not set.
     """
-    options = dict(locals())
-    experiment = experiment_of([(method, method_options or {})], options)
+    result = distilled(dict(locals()))
+    if progress:
+        print(sentence(result.results), file=sys.stderr, flush=True)
+    return result
+
+
+def distilled(options: Mapping[str, Any]) -> Distilled:
+    """Do what `distill` does with its arguments as a dictionary, and leave it to the caller to say what came out."""
+    out = options["out"]
+    experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     try:
         results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))

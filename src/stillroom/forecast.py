@@ -27,7 +27,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom import hub
     from stillroom.distill import distill
     from stillroom.experiment.arm import TrainingArm, load_splits
-    from stillroom.experiment.run import seconds_per_step
+    from stillroom.experiment.budget import seconds_per_step
     from stillroom.experiment.teacher import obtain_teacher
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
     from stillroom.weigh import features_of, notes_of, preflight, question_of

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stillroom.command_line import expectation, fits
 
 if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment
@@ -27,6 +30,7 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     from stillroom.experiment.run import Experiment
 
     options = with_defaults(options)
+    check_early(options)
     task = task_of(options)
     arms: dict[str, Any] = {}
     if not (len(methods) == 1 and methods[0][0] == "alone"):
@@ -39,7 +43,11 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     first = options["teacher_epochs"]
     if first is not None and not first > 0:
         raise ValueError(f"teacher_epochs must be above 0, given {first}")
-    lrs = options["lr"] if isinstance(options["lr"], (list, tuple)) else ()
+    lrs = tuple(options["lr"]) if isinstance(options["lr"], (list, tuple)) else ()
+    for lr in lrs:
+        replace(training.optimizer, lr=lr)  # checks it
+    if len(lrs) == 1 or len(set(lrs)) < len(lrs):
+        raise ValueError(f"several learning rates must differ, and one is given as a number: given {list(lrs)}")
     return Experiment(
         task=task,
         arms=arms,
@@ -50,10 +58,35 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         title=title_of(list(arms), options),
         method=list(arms)[-1] if len(methods) == 1 else None,
         config={k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs")},
-        lrs=tuple(lrs),
+        lrs=lrs,
         equal_time=options["budget"] == "time",
         save=True,
     )
+
+
+def check_early(options: Mapping[str, Any]) -> None:
+    """Refuse, before data or models are loaded, what needs neither to be seen as wrong."""
+    from stillroom.data.augment import augmentation
+    from stillroom.experiment.budget import check_machine
+
+    check_machine(
+        jobs=1 if options["jobs"] is None else options["jobs"],
+        device=options["device"],
+        workers=options["workers"],
+        level=options["level"],
+    )
+    seeds_of(options)
+    if options["augment"] is not None:
+        augmentation(options["augment"])
+    if options["budget"] not in ("steps", "time"):
+        raise ValueError(f"budget must be steps or time, given {options['budget']!r}")
+    out = Path(options["out"]) if options["out"] is not None else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: name a new folder for the run")
+    if out is not None and out.exists() and any(out.iterdir()) and not options["resume"]:
+        raise FileExistsError(f"the folder {out} exists and is not empty: name a new one, or resume that run")
+    if options["resume"] and out is None:
+        raise ValueError("resume needs the folder of the run: name it as out (--out)")
 
 
 def title_of(arms: Sequence[str], options: Mapping[str, Any]) -> str:
@@ -97,7 +130,7 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_of(options: Mapping[str, Any]) -> Any:
     """The task of the options, found from the data where it is not named."""
-    from stillroom.data import load_data
+    from stillroom.data.sources import find_source
     from stillroom.task import Task, task_for
 
     given = options["task"]
@@ -119,14 +152,11 @@ def task_of(options: Mapping[str, Any]) -> Any:
         if details[name] is not None and details[name] <= 0:
             raise ValueError(f"{name} must be above 0, given {details[name]}")
     if given is None:
-        kind = load_data(options["data"], **_glance(options["data"])).kind
+        kind = find_source(
+            options["data"], label_column=options["label_column"], image_column=options["image_column"]
+        ).kind
         given = "embeddings" if kind == "unlabelled" else kind
     return task_for(given, options["data"], **details)
-
-
-def _glance(data: Any) -> dict[str, Any]:
-    """Options that read just enough of a folder or table to see what its labels are."""
-    return {"train_size": 64, "test_size": 64} if isinstance(data, (str, Path)) else {}
 
 
 def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
@@ -142,11 +172,26 @@ def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
         raise TypeError(f"method must be a name or a Method class, given {type(method).__name__}")
     name = method if isinstance(method, str) else (method_class(build) or build).__name__.lower()
     own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "classes"}
-    known = [key for key in inspect.signature(method_class(build) or build).parameters if key not in own]
-    for key in arguments:
+    maker = method_class(build) or build
+    known = [key for key in inspect.signature(maker).parameters if key not in own]
+    kinds = _kinds(maker)
+    for key, value in arguments.items():
         if key not in known:
             raise ValueError(catalog.unknown(f"argument of method {name}", key, known))
+        if not fits(value, kinds.get(key, Any)):
+            raise ValueError(f"{key} of method {name} must be {expectation(kinds[key])}, given {value!r}")
     return name, partial(build, **arguments) if arguments else build
+
+
+def _kinds(maker: Any) -> dict[str, Any]:
+    """The types of a method's arguments; empty where they cannot be told."""
+    import typing
+
+    function: Any = vars(maker).get("__init__", maker) if isinstance(maker, type) else maker
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # somebody's own, with names that only a type checker sees
+        return {}
 
 
 def check_fits(name: str, arm: Any, task: Any) -> None:
@@ -182,9 +227,11 @@ def training_of(options: Mapping[str, Any]) -> Any:
 
 def seeds_of(options: Mapping[str, Any]) -> list[int]:
     """The seeds of the options, checked."""
-    from stillroom.experiment.run import check_seeds
+    from stillroom.experiment.budget import check_seeds
 
     given = with_defaults(options)["seeds"]
+    if isinstance(given, int) and given < 1:
+        raise ValueError(f"at least one seed is needed, given {given} seeds")
     seeds = (
         list(given)
         if isinstance(given, (list, tuple))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +24,12 @@ def run_and_weigh(
     from stillroom.experiment.findings import Span, verdict_of
 
     seeds = seeds_of(options)
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    own_folder = options["out"] is not None
-    if place.exists() and any(place.iterdir()) and own_folder and not options["resume"]:
-        raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
     splits = load_splits(experiment.task, seeds[0])
     question = question_of(experiment, splits)
     notes = [*splits.notes, *notes_of(experiment, splits), *preflight(experiment, splits)]
-    if options["progress"]:
-        for line in (question, *notes):
-            say(line)
+    say = Speaker([question, *notes] if options["progress"] else [])
+    if experiment.teacher_training is not None:
+        say.begin()  # otherwise when the teacher has been measured, which may end it all
     results = replace(experiment, question=question).run(
         seeds,
         place,
@@ -44,7 +40,9 @@ def run_and_weigh(
         level=options["level"],
         progress=options["progress"],
         command=command,
+        say=say,
     )
+    say.begin()
     shipped = experiment.method or best_arm(results)
     student, seed = trained_student(experiment, results, place, shipped, seeds)
     results["notes"] = notes
@@ -56,9 +54,28 @@ def run_and_weigh(
     results["costs"] = costs_of(experiment, splits, student, place)
     results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
     write_all(results, student, place)
-    if options["progress"] and experiment.method is not None and results["difference"] is not None:
-        say(sentence(results))
     return results, student
+
+
+class Speaker:
+    """Says lines on standard error; before the first one, those that introduce it.
+
+    Args:
+        first: lines that wait for the first one.
+    """
+
+    def __init__(self, first: Sequence[str]) -> None:
+        self.waiting = list(first)
+
+    def begin(self) -> None:
+        """Say what is waiting."""
+        while self.waiting:
+            print(self.waiting.pop(0), file=sys.stderr, flush=True)
+
+    def __call__(self, line: str) -> None:
+        """Say a line."""
+        self.begin()
+        print(line, file=sys.stderr, flush=True)
 
 
 def preflight(experiment: Experiment, splits: Any) -> list[str]:
@@ -67,15 +84,14 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
     Returns:
         What the models have to say of themselves (resized inputs, new heads, features that were matched).
     """
-    from stillroom.experiment.arm import TrainingArm, is_method
+    from stillroom.experiment.arm import TrainingArm, build_student, is_method
     from stillroom.experiment.teacher import obtain_teacher
 
-    teacher = None
-    if experiment.teacher is not None:
-        try:
-            teacher = obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None)
-        except RuntimeError as error:
-            raise ValueError(f"the teacher cannot be built for this data: {_first_line(error)}") from error
+    teacher = built(
+        "teacher",
+        experiment.teacher,
+        lambda: obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None),
+    )
     batch = splits.train.batch(range(min(8, len(splits.train))))
     notes: dict[str, None] = {}  # in order, each once
     width = experiment.task.width(splits)
@@ -88,12 +104,18 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
                 f"the teacher gives {said.shape[1]} outputs, but the data have {width} classes{named}: take a teacher "
                 "for these classes, or train its head first (--teacher-epochs)"
             )
+    built(
+        "student",
+        experiment.student,
+        lambda: build_student(experiment.student, experiment.task, splits, teacher),
+    )
     for name, arm in experiment.arms.items():
         if not is_method(arm):
             continue
+        training_arm = TrainingArm(arm, experiment.task, experiment.student)
         try:
-            method = TrainingArm(arm, experiment.task, experiment.student).build(0, splits, teacher)
-        except RuntimeError as error:
+            method = training_arm.build(0, splits, teacher)
+        except (RuntimeError, IndexError) as error:
             raise ValueError(f"arm {name!r} cannot be built for this data: {_first_line(error)}") from error
         experiment.task.check(batch, push("student", method.student, batch))
         notes |= dict.fromkeys(f"student: {note}" for note in getattr(method.student, "notes", ()))
@@ -112,18 +134,42 @@ def features_of(method: Any) -> list[str]:
     return [] if described is None else list(described())
 
 
+def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
+    """Build a network and turn what somebody's code raises into one sentence; our own refusals are sentences."""
+    try:
+        return build()
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and _is_ours(error):
+            raise
+        name = spec if isinstance(spec, (str, Path)) else getattr(spec, "__name__", type(spec).__name__)
+        raise ValueError(
+            f"the {who} {name} cannot be built for this data: {type(error).__name__}: {_first_line(error)}; make it "
+            "run by itself first (STILLROOM_TRACEBACK=1 shows where it fails)"
+        ) from error
+
+
 def push(who: str, network: Any, batch: Any) -> Any:
     """Call a network once and turn its complaint into one sentence."""
     from stillroom.blocks.frozen import Frozen
 
     try:
         return network(batch if isinstance(network, Frozen) else batch.inputs)
-    except (RuntimeError, IndexError) as error:
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError)) and _is_ours(error):
+            raise
         shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
         raise ValueError(
             f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; set image_size or channels, or use "
             "another model"
         ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a line of this package."""
+    trace, file = error.__traceback__, ""
+    while trace is not None:
+        file, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    return Path(file).is_relative_to(Path(__file__).parent)
 
 
 def trained_student(
@@ -233,8 +279,17 @@ def sentence(results: Mapping[str, Any]) -> str:
 def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """The short form of results: what `summary.json` holds."""
     arms = {name: {key: arm[key] for key in ("values", "mean", "low", "high")} for name, arm in results["arms"].items()}
-    names = ("method", "metric", "difference", "verdict", "student", "config", "seconds")
-    return {"arms": arms, **{name: results.get(name) for name in names}}
+    student = {key: results["student"][key] for key in ("parameters", "file")}
+    return {
+        "method": results.get("method"),
+        "metric": results["metric"],
+        "arms": arms,
+        "difference": results.get("difference"),
+        "verdict": results.get("verdict"),
+        "student": student,
+        "config": results["config"],
+        "seconds": results["seconds"],
+    }
 
 
 def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:

@@ -19,7 +19,8 @@ import torch
 
 from stillroom.baselines import is_control
 from stillroom.checkpoint import seed_everything, write_json
-from stillroom.experiment.arm import Context, TrainingArm, is_method, load_splits, method_class
+from stillroom.experiment.arm import Context, TrainingArm, is_method, method_class
+from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.record import machine, results_of, versions
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
@@ -131,17 +132,19 @@ class Experiment:
             ValueError: no seeds, a seed twice or below 0, jobs below 1, or a resume with other options.
         """
         check_seeds(seeds)
-        if jobs < 1:
-            raise ValueError(f"jobs must be 1 or more processes, given {jobs}")
+        check_machine(jobs=jobs, device=device, workers=workers, level=level)
         began = time.monotonic()
         temporary = folder is None
         place = Path(tempfile.mkdtemp(prefix="stillroom-")) if folder is None else Path(folder)
         say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         speak = say if progress else (lambda line: None)
         try:
-            self._claim_folder(place, resume=resume)
+            started = self._check_folder(place, resume=resume)
             plan = _Plan(self, place, device, workers, max((os.cpu_count() or 1) // jobs, 1), resume)
-            teacher_metrics = self._teacher_first(plan, progress and not self.is_tiny)
+            measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
+            if not started:
+                write_json(place / "run.json", {"config": self._config, "versions": versions()})
+            teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
             if teacher_metrics and self.task.metric in teacher_metrics:
                 speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f}")
             factors = plan.step_factors(seeds[0])
@@ -164,9 +167,13 @@ class Experiment:
             if temporary:
                 shutil.rmtree(place, ignore_errors=True)
 
-    def _claim_folder(self, place: Path, *, resume: bool) -> None:
-        written = place / "run.json"
-        config = json.loads(json.dumps(dict(self.config), default=str))
+    @property
+    def _config(self) -> dict[str, Any]:
+        return dict(json.loads(json.dumps(dict(self.config), default=str)))
+
+    def _check_folder(self, place: Path, *, resume: bool) -> bool:
+        """Refuse a folder that holds something else than this run; say whether the run was begun there."""
+        written, config = place / "run.json", self._config
         if place.exists() and not place.is_dir():
             raise FileExistsError(f"{place} is a file: name a new folder for the run")
         if place.exists() and any(place.iterdir()):
@@ -180,13 +187,19 @@ class Experiment:
                         f"the run in {place} was started with other options ({', '.join(changed)}): resume it with the "
                         "same ones, or name a new folder"
                     )
-                return
-        write_json(written, {"config": config, "versions": versions()})
+                return True
+            if {inner.name for inner in place.iterdir()} <= {"teacher"}:  # killed before it wrote its options
+                return False
+            raise FileExistsError(f"the folder {place} holds no run that could be resumed: name that run's folder")
+        return False
 
-    def _teacher_first(self, plan: _Plan, progress: bool) -> dict[str, float]:
+    def _measure_teacher(self, plan: _Plan, progress: bool = False) -> dict[str, float]:
         if self.teacher is None:
             return {}
-        return measure_teacher(plan.teacher(progress), self.task, plan.folder / "teacher", device=plan.device)
+        teacher, folder = plan.teacher(progress and not self.is_tiny), plan.folder / "teacher"
+        return measure_teacher(
+            teacher, self.task, folder, device=plan.device, workers=plan.workers, beats_chance=not self.is_tiny
+        )
 
 
 @dataclass
@@ -305,20 +318,28 @@ def _work(
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
                         name, seed = waiting.pop(future)
-                        error = future.exception()
-                        if error is None:
+                        failed = future.exception()
+                        if failed is None:
                             yield name, seed, future.result()
-                        elif isinstance(error, Exception):
-                            failures.append((name, seed, error))
+                        elif isinstance(failed, Exception):
+                            failures.append((name, seed, failed))
                         else:
-                            raise error
+                            raise failed
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     if failures:
-        name, seed, error = failures[0]
+        name, seed, first = failures[0]
         more = f" (and {len(failures) - 1} further runs failed)" if len(failures) > 1 else ""
-        raise type(error)(f"arm {name!r}, seed {seed}: {error}{more}") from error
+        raise _same_kind(first, f"arm {name!r}, seed {seed}: {str(first) or type(first).__name__}{more}") from first
+
+
+def _same_kind(error: Exception, text: str) -> Exception:
+    """An error of the same kind with another text; a RuntimeError where that kind takes more than a text."""
+    try:
+        return type(error)(text)
+    except TypeError:
+        return RuntimeError(f"{text} ({type(error).__name__})")
 
 
 _plan: _Plan | None = None
@@ -334,43 +355,6 @@ def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
     if _plan is None:
         raise RuntimeError("this worker process was not told its plan")
     return _plan.execute(name, seed, factor)
-
-
-def seconds_per_step(
-    arms: Mapping[str, Any], experiment: Experiment, seed: int, teacher: Any, device: str | None, *, rounds: int = 5
-) -> dict[str, float]:
-    """Measure what a training step of each arm costs, arms interleaved so that they share the machine's moods.
-
-    Returns:
-        Arm -> median seconds per step over `rounds` short trainings of four steps.
-    """
-    from statistics import median
-
-    from stillroom.fit import fit
-
-    splits = load_splits(experiment.task, seed)
-    training = experiment.training.change(steps=4, evaluate_every=10**9)
-    bare = replace(splits, validation=None)
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for round_ in range(rounds + 1):
-        for name, arm in arms.items():
-            method = arm.build(seed, splits, teacher)
-            fitted = fit(
-                method, bare, training, task=experiment.task, device=device, progress=False, check_teacher=False
-            )
-            if round_:  # the first one warms up
-                taken[name].append(fitted.seconds / fitted.steps)
-    return {name: median(seconds) for name, seconds in taken.items()}
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse an empty list of seeds, a seed below 0 and a seed twice."""
-    if not len(seeds):
-        raise ValueError("at least one seed is needed, given 0 seeds")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds must be whole numbers of 0 or more, given {min(seeds)}")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"every seed must be there once, given {list(seeds)}")
 
 
 def default_task() -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -58,7 +58,9 @@ def obtain_teacher(
             raise ValueError(
                 "several teachers are averaged as they are: train each of them first, in runs of their own"
             )
-        of = "probabilities" if task.name in ("classification", "segmentation") else "logits"
+        of: Literal["probabilities", "logits"] = (
+            "probabilities" if task.name in ("classification", "segmentation") else "logits"
+        )
         return Frozen(Average([load_model(one, splits, task.width(splits)) for one in spec], of=of))
     if callable(spec) and not isinstance(spec, (nn.Module, type)) and not hasattr(spec, "takes_batch"):
         return Frozen(spec)
@@ -92,9 +94,23 @@ def obtain_teacher(
 
 
 def measure_teacher(
-    teacher: Frozen | None, task: Task, folder: Path, *, device: str | None = None, workers: int = 0
+    teacher: Frozen | None,
+    task: Task,
+    folder: Path,
+    *,
+    device: str | None = None,
+    workers: int = 0,
+    beats_chance: bool = True,
 ) -> dict[str, float]:
     """Measure the teacher on the reported split, once, and refuse one that does not beat chance.
+
+    Args:
+        teacher: whom to measure; None gives no metrics.
+        task: the data and what outputs mean.
+        folder: where the metrics are kept; nothing is written there for a teacher that is refused.
+        device: None for the machine's own choice.
+        workers: threads that read data ahead.
+        beats_chance: refuse a teacher that guesses.
 
     Raises:
         TrainingError: it is no better than guessing.
@@ -108,7 +124,7 @@ def measure_teacher(
     if device is not None:
         teacher.to(device)
     measured = task.evaluate(teacher, sequential(splits.test, 256, workers=workers), teacher=teacher, device=device)
-    labels = splits.test.labels
+    labels = splits.test.labels if beats_chance else None
     if labels is not None and (complaint := teacher_beats_chance(measured, task, labels, len(splits.test))):
         raise TrainingError(complaint)
     write_json(kept, measured)
