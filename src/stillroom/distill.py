@@ -125,7 +125,7 @@ def distill(
         method_options: arguments of the method; on the command line `--method.NAME VALUE`.
         task: classification, multi-label, segmentation, regression or embeddings; found from the data when not given.
         labels: how many training samples keep their label; the others become the unlabelled pool.
-        train_size: how many training samples are used at all.
+        train_size: how many training samples are used at all, by the student and by a teacher that is trained first.
         test_size: how many test samples are used.
         unlabelled: more data, used without labels by methods that can.
         image_size: side that images are brought to; the data's own when not given.

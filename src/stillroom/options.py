@@ -156,7 +156,7 @@ def task_of(options: Mapping[str, Any]) -> Any:
             options["data"], label_column=options["label_column"], image_column=options["image_column"]
         ).kind
         given = "embeddings" if kind == "unlabelled" else kind
-    return task_for(given, options["data"], **details)
+    return task_for(given, options["data"], teacher_size=options["train_size"], **details)
 
 
 def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:

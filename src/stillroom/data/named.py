@@ -43,9 +43,13 @@ def read_hub(name: str, **columns: Any) -> Source:
         ConnectionError: it cannot be fetched.
     """
     import datasets
+    from huggingface_hub import constants
 
     repository, _, config = name.partition(":")
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
+        if not before[0] and not _hub_answers():  # the library would ask again and again for half a minute
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         found = datasets.load_dataset(repository, config or None)
     except Exception as error:  # network, missing, private and broken data sets raise a dozen different types
         reason = (str(error).splitlines() or [""])[0][:200]
@@ -53,7 +57,20 @@ def read_hub(name: str, **columns: Any) -> Source:
             f"data set {name!r} cannot be fetched from the Hugging Face hub ({type(error).__name__}: {reason}): "
             "check the name and the connection, or pass a folder"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
     return read_datasets(found, name, **columns)
+
+
+def _hub_answers() -> bool:
+    """Whether the Hugging Face hub answers within seconds, whatever it says."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception:  # each version of the library has its own HTTP client with its own exceptions
+        return False
+    return True
 
 
 def read_torchvision(name: str, *, task: str | None = None) -> Source:

@@ -20,6 +20,7 @@ class Task:
     Args:
         data: what `stillroom.data.load_data` takes; None for a task that is only used for its loss and metrics.
         train_size: how many training samples the student sees, chosen by seed and stratified; None for all.
+        teacher_size: how many training samples a teacher sees that is trained first; None for all.
         test_size: how many samples the results are reported on; None for all.
         labels: how many of the training samples keep their label (the others become an unlabelled pool); None for all.
         unlabelled: a further data set whose samples are used without labels.
@@ -40,6 +41,7 @@ class Task:
         data: Any = None,
         *,
         train_size: int | None = None,
+        teacher_size: int | None = None,
         test_size: int | None = None,
         labels: int | None = None,
         unlabelled: Any = None,
@@ -51,6 +53,7 @@ class Task:
     ) -> None:
         self.data = data
         self.train_size = train_size
+        self.teacher_size = teacher_size
         self.test_size = test_size
         self.labels = labels
         self.unlabelled = unlabelled
@@ -69,7 +72,7 @@ class Task:
 
         Args:
             seed: chooses the samples and labels that are kept, and the held-out part.
-            everything: leave out the cuts by `train_size` and `labels` (what a teacher is trained on).
+            everything: what a teacher is trained on: `teacher_size` instead of `train_size`, and all labels.
 
         Returns:
             `stillroom.data.Splits`.
@@ -84,7 +87,7 @@ class Task:
             channels=self.channels,
             seed=seed,
             labels=None if everything else self.labels,
-            train_size=None if everything else self.train_size,
+            train_size=self.teacher_size if everything else self.train_size,
             test_size=self.test_size,
             validation_share=self.validation_share,
             unlabelled=None if everything else self.unlabelled,

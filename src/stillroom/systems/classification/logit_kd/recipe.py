@@ -25,14 +25,15 @@ def recipe(
     teacher_epochs: float = 20,
     epochs: float = 40,
     batch_size: int = 32,
-    lr: float = 0.01,
+    lr: float = 0.03,
     test_size: int | None = None,
 ) -> Experiment:
     """Which of the standard losses help a small convolutional student that sees few labels?
 
     Every loss runs at the defaults its authors publish, with one optimizer, one schedule and one number of steps for
-    all; nothing is tuned for any of them, the student alone included. The control is KD with a teacher that says the
-    same for every image: it keeps the softening and the weights and teaches nothing.
+    all. The learning rate is the one at which the student alone needs the fewest steps, found on seeds 100 to 103,
+    which are not reported. The control is KD with a teacher that says the same for every image: it keeps the softening
+    and the weights and teaches nothing.
 
     Args:
         data: a classification data set.
@@ -51,7 +52,7 @@ def recipe(
         student=student,
         teacher=teacher,
         training=training,
-        teacher_training=training.change(epochs=teacher_epochs, optimizer=Optim(lr=lr / 2)),
+        teacher_training=training.change(epochs=teacher_epochs, optimizer=Optim(lr=5e-3)),
         arms={
             "alone": alone,
             "kd": KD,
