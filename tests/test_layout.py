@@ -17,7 +17,7 @@ PACKAGE = SOURCES / "stillroom"
 
 FLOORS = (
     {"_version", "losses", "blocks", "data"},
-    {"method", "task", "fit", "check", "hub", "baselines", "training", "checkpoint", "log", "tripwires"},
+    {"method", "task", "fit", "check", "hub", "baselines", "training", "checkpoint", "log", "tripwires", "feed"},
     {"experiment"},
     {"systems"},
     {"cli", "__main__", "command_line", "distill", "compare", "options", "weigh", "forecast"},

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import checkpoint
-from stillroom.data.augment import augmentation
+from stillroom.blocks.ema import EMA
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples, Splits
-from stillroom.data.stream import Stream, sequential
+from stillroom.data.stream import sequential
+from stillroom.feed import stream_for
 from stillroom.log import Display, JSONLines, interruptions
 from stillroom.method import Losses, Method, Stage
 from stillroom.task import Classification, Task
@@ -123,21 +124,33 @@ class _Loop:
     ) -> None:
         self.method, self.training, self.seed = method, training, seed
         self.task: Task = task or getattr(method, "task", None) or Classification()
-        self.folder = None if folder is None else Path(folder)
+        self.folder = Path(folder) if folder else None
+        self.checkpoint = (self.folder or Path()) / "checkpoints" / "last.pt"
         self.log_every = log_every
         self.trackers = list(trackers) if folder is not None else []
         self.accelerator = _accelerator(training, device, self.trackers, self.folder)
         splits = data if isinstance(data, Splits) else None
-        self.train = splits.train if splits else data
+        self.train: Samples = data.train if isinstance(data, Splits) else data
         self.validation = splits.validation if splits else None
-        self.stream = self._stream(splits, workers)
+        self.stream = stream_for(
+            method,
+            self.task,
+            training,
+            self.train,
+            None if splits is None else splits.unlabelled,
+            seed=seed,
+            workers=workers,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
         self.steps = training.total_steps(len(self.stream))
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
         self.parameters = method.players()
         self.optimizers = {name: training.optim(name).build(group) for name, group in self.parameters.items()}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
-        self.average = self._average()
+        decay = training.ema_decay
+        self.average = None if decay is None else EMA(method.product, decay=decay)
         self.step = 0
         self.fitted = Fitted(method.product)
         self.best: dict[str, Tensor] | None = None
@@ -269,7 +282,9 @@ class _Loop:
         return self.method.product if self.average is None else self.average.module
 
     def _evaluate(self, log: JSONLines, display: Display) -> None:
-        if self.validation is None or not len(self.validation) or not self._measurable():
+        if self.validation is None or not len(self.validation):
+            return
+        if self.task.needs_labels and self.validation.labels is None:
             return
         teacher = getattr(self.method, "teacher", None) if not self.task.needs_labels else None
         measured = self.task.evaluate(
@@ -289,9 +304,6 @@ class _Loop:
             if self.training.keep == "best":
                 self.best = {name: t.detach().clone() for name, t in self._shipped().state_dict().items()}
 
-    def _measurable(self) -> bool:
-        return not self.task.needs_labels or (self.validation is not None and self.validation.labels is not None)
-
     def _finish(self) -> Fitted:
         shipped = self._shipped()
         if self.training.keep == "best" and self.best is not None:
@@ -303,10 +315,6 @@ class _Loop:
         return self.fitted
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
-
-    @property
-    def _checkpoint_path(self) -> Path:
-        return (self.folder or Path()) / "checkpoints" / "last.pt"
 
     def _save(self) -> None:
         if self.folder is None:
@@ -328,16 +336,16 @@ class _Loop:
             "random": checkpoint.random_state(),
         }
         if self.accelerator.num_processes > 1:  # dropout differs by process: each keeps its own random state
-            own = self._checkpoint_path.with_name(f"random-{self.accelerator.process_index}.pt")
+            own = self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt")
             checkpoint.save(own, {"random": state["random"], "step": self.step})
             self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            checkpoint.save(self._checkpoint_path, state)
+            checkpoint.save(self.checkpoint, state)
 
     def _restore(self) -> None:
         if self.folder is None:
             raise ValueError("resume=True needs the folder of the run: pass folder=")
-        state = checkpoint.load(self._checkpoint_path)
+        state = checkpoint.load(self.checkpoint)
         if state is None:
             return
         if state["steps"] != self.steps:
@@ -357,35 +365,10 @@ class _Loop:
         self.tripwires.load_state_dict(state["tripwires"])
         own = None
         if self.accelerator.num_processes > 1:
-            own = checkpoint.load(self._checkpoint_path.with_name(f"random-{self.accelerator.process_index}.pt"))
+            own = checkpoint.load(self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt"))
         checkpoint.set_random_state((own if own and own["step"] == self.step else state)["random"])
 
     # ---- what it is built from -----------------------------------------------------------------------------------
-
-    def _stream(self, splits: Splits | None, workers: int) -> Stream:
-        training, needs = self.training, self.method.needs
-        pool = splits.unlabelled if splits is not None and needs.labels != "every" and needs.teacher else None
-        if training.unlabelled_batch and (pool is None or not len(pool)) and needs.labels != "every" and needs.teacher:
-            raise ValueError(f"unlabelled_batch is {training.unlabelled_batch}, but there is no unlabelled data")
-        pool_batch = 0
-        if pool is not None and len(pool):
-            pool_batch = training.batch_size if training.unlabelled_batch is None else training.unlabelled_batch
-        if needs.labels != "none" and self.train.labels is None and not self.train.lazy and self.task.needs_labels:
-            raise ValueError(
-                f"{type(self.method).__name__} learns from labels, but the training data have none: use a method that "
-                "needs no labels, or the embeddings task"
-            )
-        return Stream(
-            self.train,
-            batch_size=training.batch_size,
-            seed=self.seed,
-            augment=augmentation(training.augment) if training.augment else None,
-            unlabelled=pool if pool_batch else None,
-            unlabelled_batch=pool_batch,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            workers=workers,
-        )
 
     def _stages(self) -> Iterator[tuple[Stage, int]]:
         """Each stage with the step it ends at."""
@@ -394,13 +377,6 @@ class _Loop:
         for stage in stages:
             taken += stage.share
             yield stage, round(self.steps * taken / whole)
-
-    def _average(self) -> Any:
-        if self.training.ema_decay is None:
-            return None
-        from stillroom.blocks.ema import EMA
-
-        return EMA(self.method.product, decay=self.training.ema_decay)
 
     def close(self) -> None:
         """Let trackers write what they hold."""

@@ -89,7 +89,9 @@ class Experiment:
         first = self.teacher_training
         return replace(
             self,
-            task=self.task.change(train_size=48, teacher_size=48, test_size=32, labels=None if self.task.labels is None else 32),
+            task=self.task.change(
+                train_size=48, teacher_size=48, test_size=32, labels=None if self.task.labels is None else 32
+            ),
             training=training,
             teacher_training=None if first is None else first.change(steps=20, batch_size=16),
             is_tiny=True,

@@ -78,23 +78,23 @@ def export(
         raise FileExistsError(f"{path} is there already: export to another path, or remove it")
     if format == "onnx":
         _need_onnx()
-    model = unwrapped(model)
-    parameter = next(model.parameters(), torch.empty(0))
-    inputs = _example(model, example).to(parameter.device)
+    network: nn.Module = unwrapped(model)
+    parameter = next(network.parameters(), torch.empty(0))
+    inputs = _example(network, example).to(parameter.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
     try:
         write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torch, _read_torch)
         try:
             with quiet(), contextlib.redirect_stdout(io.StringIO()):
-                write(_program(model, inputs, batch_dynamic), beside)
+                write(_program(network, inputs, batch_dynamic), beside)
         except Exception as error:  # whatever tracing somebody's network raises
-            raise RuntimeError(f"{name_of(model)} cannot be exported to {format}: {first_line(error)}") from error
+            raise RuntimeError(f"{name_of(network)} cannot be exported to {format}: {first_line(error)}") from error
         worst = None
         if check:
-            worst = _difference(model, read(beside), inputs, (1, 3) if batch_dynamic else (2,), f"{path} ({format})")
+            worst = _difference(network, read(beside), inputs, (1, 3) if batch_dynamic else (2,), f"{path} ({format})")
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""What a method is fed: the training stream that fits its needs."""
+
+from __future__ import annotations
+
+from stillroom.data.augment import augmentation
+from stillroom.data.samples import Samples
+from stillroom.data.stream import Stream
+from stillroom.method import Method
+from stillroom.task import Task
+from stillroom.training import Training
+
+
+def stream_for(
+    method: Method,
+    task: Task,
+    training: Training,
+    samples: Samples,
+    pool: Samples | None,
+    *,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Stream:
+    """Make the training stream of a method.
+
+    A pool without labels is mixed in where the method has a teacher and does not need a label on every row; by default
+    as many rows of it as labelled ones.
+
+    Args:
+        method: what is trained.
+        task: what the labels mean.
+        training: sizes and augmentation.
+        samples: the labelled training samples.
+        pool: samples without labels; None for none.
+        seed: of order and augmentation.
+        workers: threads that read ahead.
+        rank: which process this is.
+        world: how many processes share a batch.
+
+    Raises:
+        ValueError: the method needs labels and there are none, or unlabelled rows are asked for and there are none.
+    """
+    needs = method.needs
+    usable = needs.labels != "every" and needs.teacher
+    if not usable or pool is None or not len(pool):
+        pool = None
+    if training.unlabelled_batch and usable and pool is None:
+        raise ValueError(
+            f"unlabelled_batch is {training.unlabelled_batch}, but there are no unlabelled data: give some"
+        )
+    if needs.labels != "none" and samples.labels is None and not samples.lazy and task.needs_labels:
+        raise ValueError(
+            f"{type(method).__name__} learns from labels, but the training data have none: use a method that needs no "
+            "labels, or the embeddings task"
+        )
+    wanted = training.batch_size if training.unlabelled_batch is None else training.unlabelled_batch
+    return Stream(
+        samples,
+        batch_size=training.batch_size,
+        seed=seed,
+        augment=augmentation(training.augment) if training.augment else None,
+        unlabelled=pool if wanted else None,
+        unlabelled_batch=wanted if pool is not None else 0,
+        rank=rank,
+        world=world,
+        workers=workers,
+    )
