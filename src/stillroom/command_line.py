@@ -93,13 +93,26 @@ def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str]
     added: set[str] = set(skip)
     for function in functions:
         known: Any = added & set(names(function))
-        parser.add_function_arguments(function, as_group=False, skip=known, fail_untyped=False)
         hints = get_type_hints(function)
+        plain = _with_types(function, hints)
+        parser.add_function_arguments(plain, as_group=False, skip=known, fail_untyped=False)
         kinds = {name: hints.get(name, Any) for name in names(function) if name not in added}
         parser.kinds = {**parser.kinds, **kinds}
         added |= set(names(function))
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
+
+
+def _with_types(function: Callable[..., Any], hints: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function with types for annotations, not their names: to resolve names, the parser would import torch."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    parts = function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    plain = types.FunctionType(*parts)
+    plain.__kwdefaults__, plain.__doc__ = function.__kwdefaults__, function.__doc__
+    plain.__module__, plain.__qualname__ = function.__module__, function.__qualname__
+    plain.__annotations__ = dict(hints)
+    return plain
 
 
 def names(function: Callable[..., Any]) -> list[str]:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+STARTING = 5.0
+"""Seconds until processes that share the runs have loaded what they need."""
+
 
 def forecast(**given: Any) -> dict[str, Any]:
     """Do everything that `stillroom.distill` does before training, and forecast the rest.
@@ -23,6 +26,9 @@ def forecast(**given: Any) -> dict[str, Any]:
     """
     import inspect
     import resource
+    import sys
+
+    import torch
 
     from stillroom import hub
     from stillroom.distill import distill
@@ -30,6 +36,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom.experiment.budget import seconds_per_step
     from stillroom.experiment.teacher import obtain_teacher
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
+    from stillroom.tripwires import require_teacher
     from stillroom.weigh import features_of, notes_of, preflight, question_of
 
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
@@ -53,7 +60,17 @@ def forecast(**given: Any) -> dict[str, Any]:
     seconds = seconds_per_step(arms, experiment, seeds[0], teacher, options["device"], rounds=2)
     tries = max(len(experiment.lrs), 1)
     total = sum(seconds.values()) * steps * len(seeds) * tries / min(jobs, len(seeds) * len(arms))
+    total += (
+        _evaluation(experiment, built, splits, steps)
+        * len(seeds)
+        * len(arms)
+        * tries
+        / min(jobs, len(seeds) * len(arms))
+    )
     first = experiment.teacher_training
+    if first is None and teacher is not None:
+        rows = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(0))
+        require_teacher(teacher, experiment.task, splits.test.subset(rows), torch.device("cpu"))
     if first is not None and teacher is not None:
         whole = load_splits(experiment.task, 0, everything=True)
         rounds = first.total_steps(max(len(whole.train) // first.batch_size, 1))
@@ -76,12 +93,13 @@ def forecast(**given: Any) -> dict[str, Any]:
         "features": features_of(built),
         "terms": {name: float(term.detach()) for name, term in losses.items()},
         "steps": steps,
-        "runs": len(seeds) * len(arms),
+        "runs": len(seeds) * len(arms) * tries,
+        "teacher_first": first is not None,
         "seconds_per_step": {name: round(value, 5) for name, value in seconds.items()},
-        "seconds": round(total + 5.0, 1),
+        "seconds": round(total + (STARTING if jobs > 1 else 0.0) + 5.0, 1),
         "jobs": jobs,
         "cores": os.cpu_count(),
-        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "notes": [question_of(experiment, splits), *splits.notes, *notes_of(experiment, splits), *said],
     }
 
@@ -89,14 +107,16 @@ def forecast(**given: Any) -> dict[str, Any]:
 def lines_of(found: Mapping[str, Any]) -> list[str]:
     """The forecast in lines for people."""
     data = found["data"]
-    minutes = found["seconds"] / 60
+    seconds = found["seconds"]
     took = (
-        f"{found['seconds']:.0f} s"
-        if minutes < 3
-        else f"{minutes:.0f} min"
-        if minutes < 180
-        else f"{minutes / 60:.1f} h"
+        f"{seconds:.0f} s"
+        if seconds < 180
+        else f"{seconds / 60:.0f} min"
+        if seconds < 10800
+        else f"{seconds / 3600:.1f} h"
     )
+    processes = "1 process" if found["jobs"] == 1 else f"{found['jobs']} processes"
+    before = " after the teacher's own training" if found["teacher_first"] else ""
     terms = ", ".join(f"{name} {value:.4g}" for name, value in found["terms"].items())
     return [
         *found["notes"],
@@ -105,8 +125,8 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         f"student: {found['student']}",
         *(f"features: {line}" for line in found["features"]),
         f"losses of the first batch: {terms}",
-        f"forecast: {found['runs']} runs of {found['steps']} steps, about {took} with {found['jobs']} processes and "
-        f"{found['memory_bytes'] / 2**30:.1f} GiB of memory in each",
+        f"forecast: {found['runs']} runs of {found['steps']} steps{before}, about {took} in all with {processes} and "
+        f"{found['memory_bytes'] / 2**30:.1f} GiB of memory for each",
         "nothing was trained and nothing was written",
     ]
 
@@ -115,6 +135,20 @@ def _described(hub: Any, network: Any) -> str:
     from torch import nn
 
     return hub.describe(network) if isinstance(network, nn.Module) else "a function"
+
+
+def _evaluation(experiment: Any, method: Any, splits: Any, steps: int) -> float:
+    """Seconds that one run spends on measuring: about ten times the held-out part, once the reported one."""
+    import time
+
+    from stillroom.data.stream import sequential
+
+    rows = range(min(len(splits.test), 256))
+    began = time.perf_counter()
+    experiment.task.evaluate(method.product, sequential(splits.test.subset(rows), 256))
+    each = (time.perf_counter() - began) / len(rows)
+    held = 0 if splits.validation is None else len(splits.validation)
+    return each * (min(steps, 10) * held + len(splits.test))
 
 
 def _teacher_step(experiment: Any, network: Any, splits: Any, device: str | None) -> float:

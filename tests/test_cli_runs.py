@@ -1,0 +1,221 @@
+"""The command line when all goes well: what it prints, what it writes, what it keeps."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import stillroom
+from stillroom.cli import main
+from tests.cli_toys import SMALL, TINY, make_here, make_models, run, tree  # noqa: F401
+
+# ---- what is printed without training --------------------------------------------------------------------------------
+
+
+def test_the_systems_are_listed(capsys):
+    rows = json.loads(run("list --json", capsys)[1])
+    assert {"slug", "title", "arxiv", "year", "kind", "needs", "gives", "methods"} <= set(rows[0])
+    plain = run("list", capsys)[1]
+    assert all(row["slug"] in plain for row in rows)
+    assert all(line == line.rstrip() for line in plain.splitlines())
+
+
+def test_the_methods_are_listed(capsys):
+    names = {row["name"] for row in json.loads(run("list --methods --json", capsys)[1])}
+    assert {"alone", "kd", "dkd", "dist", "pld", "at", "fitnets", "rkd", "crd"} <= names
+    assert "dkd" in run("list --methods", capsys)[1]
+
+
+def test_a_system_is_shown(capsys):
+    text = run("show pld", capsys)[1]
+    assert "arXiv:2506.12542" in text
+    assert "Not for whom" in text
+    assert "stillroom run pld" in text
+    found = json.loads(run("show pld --json", capsys)[1])
+    assert found["slug"] == "pld"
+    assert "Citation" in found["description"]
+
+
+@pytest.mark.parametrize("command", ["distill", "compare", "check", "run", "list", "show", "report", "export"])
+def test_every_help_page_is_complete(command, capsys):
+    code, text, error = run(f"{command} --help", capsys)
+    assert (code, error) == (0, "")
+    assert text.startswith(f"usage: stillroom {command}")
+    assert f"examples:\n  stillroom {command}" in text
+    assert "_" not in " ".join(re.findall(r"--[\w-]+", text))
+    assert "{true,false}" not in text
+    assert not re.search(r"^  --[\w-]+( [A-Z_]+)?\n  --", text, re.MULTILINE)  # an option without an explanation
+    assert text.endswith("\n")
+
+
+def test_the_recipes_own_arguments_are_in_its_help(capsys):
+    text = run("run pld --help", capsys)[1]
+    assert "--labelled" in text
+    assert "--teacher-temperature" in text
+    assert "--first-seed" in text
+
+
+def test_help_loads_no_torch():
+    commands = ["distill", "compare", "check", "run", "list", "show", "report", "export"]
+    program = f"""
+import sys
+from stillroom.cli import main
+for arguments in [[], *([command, "--help"] for command in {commands}), ["show", "pld", "--json"], ["list", "--json"]]:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+print("loaded", [name for name in ("torch", "datasets", "sklearn", "timm", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_distill_writes_the_promised_summary_and_never_over_a_run(here, capsys):
+    code, out, error = run(f"distill {TINY} --json", capsys)
+    assert code == 0, error
+    summary = json.loads(out)
+    place = here / "stillroom-runs/digits-kd-1"
+    assert summary == json.loads((place / "summary.json").read_text())
+    assert set(summary) == {"method", "metric", "arms", "difference", "verdict", "student", "config", "seconds"}
+    assert set(summary["arms"]) == {"teacher", "alone", "kd"}
+    assert all(set(arm) == {"values", "mean", "low", "high"} for arm in summary["arms"].values())
+    assert set(summary["difference"]) == {"mean", "low", "high", "level"}
+    assert summary["verdict"] in ("worth it", "no difference shown", "harmful")
+    assert set(summary["student"]) == {"parameters", "file"}
+    student = stillroom.load(place / "student")
+    assert sum(p.numel() for p in student.parameters()) == summary["student"]["parameters"]
+    before = tree(place)
+    assert run(f"distill {TINY}", capsys)[0] == 0
+    assert (here / "stillroom-runs/digits-kd-2/report.html").exists()
+    assert tree(place) == before
+
+
+def test_the_verdict_is_said_once_and_lines_are_plain(here, capsys):
+    code, out, error = run(f"distill {TINY} --seeds 2 --out run", capsys)
+    assert code == 0
+    both = out + error
+    assert len(re.findall(r"No difference shown:|Worth it:|Harmful:", both)) == 1
+    assert "\x1b" not in both
+    assert "warn" not in both.lower()
+    assert max(map(len, out.splitlines())) < 200
+    assert out.splitlines()[-1] == "everything is in run (look at run/report.html)"
+    assert error.splitlines()[0].startswith("The task: sort digits into 10 classes")
+    code, out, _ = run("report run", capsys)
+    assert code == 0
+    assert out.count("No difference shown:") + out.count("Worth it:") + out.count("Harmful:") == 1
+
+
+def test_check_resolves_everything_and_writes_nothing(here, capsys):
+    before = sorted(here.iterdir())
+    code, out, error = run(f"check {TINY} --method at --out new --seeds 2", capsys)
+    assert (code, error) == (0, "")
+    assert sorted(here.iterdir()) == before
+    assert re.search(r"^forecast: 4 runs of 2 steps after the teacher's own training, about \d+ s in all", out, re.M)
+    assert out.splitlines()[-1] == "nothing was trained and nothing was written"
+    found = json.loads(run(f"check {TINY} --json", capsys)[1])
+    assert found["runs"] == 2
+    assert found["seconds"] > 0
+    assert found["data"]["shape"] == [1, 8, 8]
+
+
+def test_compare_makes_one_leaderboard(here, capsys):
+    code, out, error = run(f"compare {TINY} --methods kd,dkd,dist,pld --kd.temperature 2 --out board", capsys)
+    assert code == 0, error
+    results = json.loads((here / "board/results.json").read_text())
+    assert set(results["arms"]) == {"teacher", "alone", "kd", "dkd", "dist", "pld"}
+    assert all(f" {name} " in out for name in ("kd", "dkd", "dist", "pld", "alone"))
+    assert "--methods kd,dkd,dist,pld" in results["command"]
+
+
+def test_run_makes_a_systems_results_and_report(here, capsys):
+    code, out, error = run("run pld --seeds 2 --first-seed 5 --tiny --jobs 1 --out pld", capsys)
+    assert code == 0, error
+    results = json.loads((here / "pld/results.json").read_text())
+    assert results["system"] == "pld"
+    assert results["seeds"] == [5, 6]
+    assert len(results["claims"]) == len(re.findall(r"^(shown|not shown|refuted): ", out, re.M)) > 0
+    assert (here / "pld/report.html").exists()
+    assert run("run pld --seeds 2 --first-seed 5 --tiny --jobs 1 --out pld", capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--lr [0.01,0.003]", {"lrs": True}),
+        ("--budget time", {}),
+        ("--precision bf16", {}),
+        ("--seeds [3,5]", {"seeds": [3, 5]}),
+        ("--seeds 2 --first-seed 5", {"seeds": [5, 6]}),
+        ("--method alone", {}),
+    ],
+)
+def test_options_do_what_they_say(options, expected, here, capsys):
+    code, _, error = run(f"distill {TINY} {options} --out run", capsys)
+    assert code == 0, error
+    results = json.loads((here / "run/results.json").read_text())
+    assert results["seeds"] == expected.get("seeds", [0])
+    if "lrs" in expected:
+        assert {path.name for path in (here / "run/arms/kd/seed-0").glob("lr-*")} == {"lr-0.01", "lr-0.003"}
+    assert (here / "run/budget.json").exists() == ("time" in options)
+
+
+def test_a_students_folder_is_a_teacher_and_can_be_exported(here, capsys):
+    strong = "--teacher conv-8-16 --student conv-8-16 --teacher-epochs 12 --steps 60 --seeds 1 --jobs 1 --lr 0.02"
+    assert run(f"distill {strong} --out big", capsys)[0] == 0
+    code, _, error = run(f"distill --teacher big/student --student conv-4-8 {SMALL} --out next", capsys)
+    assert code == 0, error
+    code, out, _ = run("export next/student --format torch --json", capsys)
+    assert code == 0
+    written = json.loads(out)
+    assert written["max_error"] < 1e-4
+    program = torch.export.load(written["path"]).module()
+    inputs = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(program(inputs), stillroom.load(here / "next/student")(inputs))
+    assert run("export next/student --format torch", capsys)[0] == 2  # never over a file
+
+
+def test_two_processes_give_the_numbers_of_one(here, capsys):
+    for jobs in (1, 2):
+        assert run(f"distill {TINY} --seeds 1 --jobs {jobs} --out run-{jobs}", capsys)[0] == 0
+    arms = [json.loads((here / f"run-{jobs}/summary.json").read_text())["arms"] for jobs in (1, 2)]
+    assert arms[0] == arms[1]
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(here, capsys):
+    line = f"distill {TINY} --steps 40 --seeds 2".split()
+    main([*line, "--out", "whole"])
+    log = (here / "log").open("w")
+    program = [sys.executable, "-c", "from stillroom.cli import main; main()", *line, "--out", "killed"]
+    process = subprocess.Popen(program, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    kept = here / "killed/arms/alone/seed-0/result.json"
+    try:
+        until = time.monotonic() + 120
+        while not kept.exists():
+            assert process.poll() is None, (here / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        log.close()
+    assert not (here / "killed/summary.json").exists()
+    before = kept.stat().st_mtime_ns
+    capsys.readouterr()
+    code, _, error = run(" ".join([*line, "--out", "killed", "--resume"]), capsys)
+    assert code == 0, error
+    assert "finished runs are kept" in error
+    assert kept.stat().st_mtime_ns == before
+    whole, resumed = (json.loads((here / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert resumed["arms"] == whole["arms"]
+    assert resumed["difference"] == whole["difference"]
