@@ -46,6 +46,7 @@ def run_and_weigh(
     shipped = experiment.method or best_arm(results)
     student, seed = trained_student(experiment, results, place, shipped, seeds)
     results["notes"] = notes
+    results["class_names"] = splits.classes
     if experiment.method is not None:
         results["kind"] = "distill"
         results["difference"] = results["differences"].get(experiment.method)
@@ -292,6 +293,35 @@ def summary_of(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def card_of(results: Mapping[str, Any]) -> str:
+    """The student's model card: what it is, whether it was worth it, the numbers, and the command that repeats it."""
+    metric = results["metric"].replace("_", " ")
+    rows = [
+        f"| {name} | {arm['mean']:.4f} | " + ", ".join(f"{value:.4f}" for value in arm["values"]) + " |"
+        for name, arm in results["arms"].items()
+        if arm["mean"] is not None
+    ]
+    lines = [
+        f"# {results['title']}",
+        "",
+        *([sentence(results), ""] if results.get("difference") else []),
+        results["question"],
+        "",
+        f"| arm | {metric} | every seed |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"This is the student of seed {results['student']['seed']}, the best on held-out training data. It takes "
+        "inputs in [0, 1].",
+        "",
+        *([f"Classes: {', '.join(results['class_names'])}", ""] if results.get("class_names") else []),
+        "Load it with `stillroom.load(folder)`; repeat the run with",
+        "",
+        f"    {results['command']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
     """Write student, results, summary and report into a folder."""
     from stillroom import hub
@@ -299,9 +329,14 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
     from stillroom.experiment.report import write_report
 
     place.mkdir(parents=True, exist_ok=True)
-    card = sentence(results) if results.get("difference") else results["question"]
+    names = results.get("class_names")
     hub.save(
-        student, place / "student", card=f"# {results['title']}\n\n{card}\n\n{results['question']}\n", overwrite=True
+        student,
+        place / "student",
+        config={"class_names": names} if names else None,
+        card=card_of(results),
+        metrics={name: arm["mean"] for name, arm in results["arms"].items()},
+        overwrite=True,
     )
     results["student"]["file"] = str(Path("student") / "student.safetensors")
     write_json(place / "results.json", results)

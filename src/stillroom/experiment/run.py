@@ -148,7 +148,8 @@ class Experiment:
                 write_json(place / "run.json", {"config": self._config, "versions": versions()})
             teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
             if teacher_metrics and self.task.metric in teacher_metrics:
-                speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f}")
+                teacher = plan.teacher().fingerprint()
+                speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f} (weights {teacher})")
             factors = plan.step_factors(seeds[0])
             todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
             if len(todo) < len(seeds) * len(self.arms):
