@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -142,7 +144,7 @@ class Experiment:
         speak = say if progress else (lambda line: None)
         try:
             started = self._check_folder(place, resume=resume)
-            plan = _Plan(self, place, device, workers, max((os.cpu_count() or 1) // jobs, 1), resume)
+            plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
             measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
             if not started:
                 write_json(place / "run.json", {"config": self._config, "versions": versions()})
@@ -311,8 +313,6 @@ def _work(
                 f"this experiment cannot be sent to other processes ({error}): define its models and arms at the top "
                 "of a module, or run with jobs=1"
             ) from error
-        import multiprocessing
-
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(jobs, len(todo)), context, _receive, (content,)) as pool:
             waiting = {pool.submit(_execute, name, seed, factors.get(name, 1.0)): (name, seed) for name, seed in todo}
@@ -345,13 +345,29 @@ def _same_kind(error: Exception, text: str) -> Exception:
         return RuntimeError(f"{text} ({type(error).__name__})")
 
 
+def threads_for(jobs: int) -> int:
+    """Threads of each process: its part of the cores, no more than OMP_NUM_THREADS allows."""
+    share = max((os.cpu_count() or 1) // jobs, 1)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, max(int(allowed), 1)) if allowed.isdigit() else share
+
+
 _plan: _Plan | None = None
 
 
 def _receive(content: bytes) -> None:
     global _plan
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _plan = pickle.loads(content)  # from our own parent process
     torch.set_num_threads(_plan.threads)
+
+
+def _end_with_parent() -> None:
+    """Let no worker outlive a killed parent: it would write into a folder that a resumed run works in."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
