@@ -163,8 +163,8 @@ def test_other_tasks_are_found_from_the_data(name):
         return nn.Sequential(*layers, *([] if name == "scenes" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]))
 
     r = stillroom.distill(
-        network(*shape_of(name)), network, name, steps=6, train_size=96, test_size=64, lr=0.01, seeds=1,
-        teacher_epochs=60, **QUIET,
+        network(*shape_of(name)), network, name, steps=6, train_size=256, test_size=64, lr=0.02, seeds=1, batch_size=16,
+        teacher_epochs=12, **QUIET,
     )  # fmt: skip
     assert r.results["metric"] == metric
     assert r.results["arms"]["teacher"]["values"][0] > 0
