@@ -164,7 +164,7 @@ def test_other_tasks_are_found_from_the_data(name):
 
     r = stillroom.distill(
         network(*shape_of(name)), network, name, steps=6, train_size=256, test_size=64, lr=0.02, seeds=1, batch_size=16,
-        teacher_epochs=12, **QUIET,
+        teacher_epochs=60, **QUIET,
     )  # fmt: skip
     assert r.results["metric"] == metric
     assert r.results["arms"]["teacher"]["values"][0] > 0

@@ -15,12 +15,12 @@ from typing import Any
 from stillroom._version import __version__
 from stillroom.command_line import (
     COMMANDS,
-    EXAMPLES,
     description,
     first_as,
     free_folder,
     measured,
     names,
+    overview,
     parse,
     parser_for,
     print_json,
@@ -89,24 +89,6 @@ def _dispatch(arguments: list[str]) -> None:
         if not os.environ.get("STILLROOM_TRACEBACK"):
             warnings.filterwarnings("ignore", module=r"(torch|accelerate|timm|transformers|datasets|tensorboard)\b.*")
         handlers[command](rest)
-
-
-def overview() -> str:
-    """The help page of the program."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "stillroom: distil any teacher into any student on your data, and be told whether it was worth it.",
-            "",
-            "usage: stillroom COMMAND [options]      (stillroom COMMAND --help for the options)",
-            "",
-            *lines,
-            "",
-            "examples:",
-            EXAMPLES[""],
-        ]
-    )
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

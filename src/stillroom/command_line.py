@@ -62,6 +62,24 @@ FIRST = {
 }
 
 
+def overview() -> str:
+    """The help page of the program."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "stillroom: distil any teacher into any student on your data, and be told whether it was worth it.",
+            "",
+            "usage: stillroom COMMAND [options]      (stillroom COMMAND --help for the options)",
+            "",
+            *lines,
+            "",
+            "examples:",
+            EXAMPLES[""],
+        ]
+    )
+
+
 def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str] = ()) -> Any:
     """A parser whose options are the arguments of functions."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
