@@ -18,7 +18,7 @@ import torch
 from markdown.extensions.toc import slugify
 
 import stillroom
-from stillroom import cli
+from stillroom import cli, options
 from stillroom.check import all_checks
 from stillroom.command_line import parse
 from stillroom.systems.catalog import SYSTEMS, System
@@ -103,6 +103,13 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "parse", parse_only)
     with pytest.raises(Parsed):
         cli._dispatch(shlex.split(line)[1:])
+
+
+def test_the_quickstart_names_the_embedded_networks() -> None:
+    page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    assert f"a teacher (`{options.DEFAULT_TEACHER}`" in page
+    assert f"a student (`{options.DEFAULT_STUDENT}`" in page
+    assert f"sees only {options.DEFAULT_LABELS} labels" in page
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------
