@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -44,5 +45,6 @@ def load_file(file: Path, name: str) -> ModuleType:
 
 def generator() -> ModuleType:
     """The script docs/generate.py, as a module."""
-    name = "stillroom_docs_generate"
-    return sys.modules.get(name) or load_file(DOCS / "generate.py", name)
+    if str(DOCS) not in sys.path:
+        sys.path.insert(0, str(DOCS))  # as for a script that is run: it imports the files beside it
+    return importlib.import_module("generate")

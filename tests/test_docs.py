@@ -208,7 +208,7 @@ class TestSystem:
     def test_has_a_page(self, entry: System) -> None:
         page = generator().pages()[f"systems/{entry.slug}.md"]
         assert entry.title in page
-        assert f"::: {entry.module}.recipe" in page
+        assert re.search(rf"^::: {re.escape(entry.module)}\.(recipe\.)?recipe$", page, re.MULTILINE)
 
 
 def test_the_readme_says_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,12 @@ def test_html_in_a_docstring_stays_text() -> None:
     )
 
 
-def test_a_system_names_its_public_parts() -> None:
+def test_a_system_names_its_public_parts_where_they_are_defined() -> None:
     names = generator().public_names(system("pld").module)
-    assert names[-2:] == ["recipe", "paper"]
-    assert "PLD" in names
+    assert list(names)[-2:] == ["recipe", "paper"]
+    assert names["PLD"] == "stillroom.systems.classification.pld.PLD"
+    folder = system("logit-kd").module
+    names = generator().public_names(folder)
+    assert names["DKD"] == f"{folder}.logits.DKD"
+    assert names["recipe"] == f"{folder}.recipe.recipe"  # not the module of that name
+    assert "annotations" not in names
