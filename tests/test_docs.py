@@ -219,3 +219,17 @@ def test_the_readme_counts_right() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [int(number) for number in re.findall(r"^(\d+) systems:$", readme, re.MULTILINE)] == [len(SYSTEMS)]
     assert [int(number) for number in re.findall(r"(\d+) named checks", readme)] == [len(all_checks())]
+
+
+def test_every_field_of_results_is_explained() -> None:
+    page = (DOCS / "reading-results.md").read_text(encoding="utf-8")
+    whole, arms = page.split("## `results.json`")[1].split("## `summary.json`")[0].split("Each of `arms`:")
+    explained = [
+        {name for cells in re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE) for name in re.findall(r"`(\w+)`", cells)}
+        for part in (whole, arms)
+    ]
+    runs = [run for variants in generator().read_results().values() for run in variants.values()]
+    assert runs
+    for run in runs:
+        assert set(run) <= explained[0]
+        assert {field for arm in run["arms"].values() for field in arm} <= explained[1]

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ def test_cosine_falls_from_the_full_rate_to_zero():
     assert rates[0] == 2.0
     assert math.isclose(rates[50], 1.0)
     assert rates[100] == 0.0
-    assert all(after < before for before, after in zip(rates, rates[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(rates))
 
 
 def test_warm_up_rises_linearly_and_reaches_the_full_rate_when_it_ends():
