@@ -107,12 +107,15 @@ def _run_file(where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # so that the classes it defines can be pickled
     sys.path.insert(0, str(path.resolve().parent))  # as `python file.py` does, for the files beside it
+    wrote = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # as for `python file.py`, nothing appears beside somebody's file
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise
     finally:
+        sys.dont_write_bytecode = wrote
         sys.path.remove(str(path.resolve().parent))
     return module
 
