@@ -182,6 +182,23 @@ def test_stages_divide_the_steps_and_choose_the_terms():
     assert [sorted(terms) for _, terms, _ in fitted.terms] == [["extra", "label"]] * 3 + [["label"]] * 9
 
 
+class PoolFirst(KD):
+    def stages(self):
+        return (Stage("pool", data="unlabelled"), Stage("labels", share=2))
+
+    def forward(self, batch):
+        self.seen = [*getattr(self, "seen", []), batch.labels is not None and bool(batch.labelled.any())]
+        return super().forward(batch)
+
+
+def test_a_stage_can_draw_from_the_pool_alone():
+    method = PoolFirst(mlp(), trained_teacher())
+    run(method, data=splits(labels=32))
+    assert method.seen == [False] * 4 + [True] * 8
+    with pytest.raises(ValueError, match=r'a stage draws from "train" or, where there is a pool, "unlabelled"'):
+        run(PoolFirst(mlp(), trained_teacher()))
+
+
 def test_clipping_bounds_a_players_gradient():
     norms = []
 

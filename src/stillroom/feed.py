@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stillroom.data.augment import augmentation
-from stillroom.data.samples import Samples
+from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import Stream
 from stillroom.method import Method
 from stillroom.task import Task
@@ -14,15 +16,15 @@ def stream_for(
     method: Method,
     task: Task,
     training: Training,
-    samples: Samples,
-    pool: Samples | None,
+    data: Splits | Samples,
+    part: str = "train",
     *,
     seed: int,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> Stream:
-    """Make the training stream of a method.
+    """Make a training stream of a method.
 
     A pool without labels is mixed in where the method has a teacher and does not need a label on every row; by default
     as many rows of it as labelled ones.
@@ -31,17 +33,24 @@ def stream_for(
         method: what is trained.
         task: what the labels mean.
         training: sizes and augmentation.
-        samples: the labelled training samples.
-        pool: samples without labels; None for none.
+        data: the training samples, with a pool beside them or without.
+        part: "train", or "unlabelled" for the pool alone.
         seed: of order and augmentation.
         workers: threads that read ahead.
         rank: which process this is.
         world: how many processes share a batch.
 
     Raises:
-        ValueError: the method needs labels and there are none, or unlabelled rows are asked for and there are none.
+        ValueError: the method needs labels and there are none, unlabelled rows are asked for and there are none, or
+            another part.
     """
     needs = method.needs
+    samples, pool = (data.train, data.unlabelled) if isinstance(data, Splits) else (data, None)
+    if part == "unlabelled" and pool is not None:
+        samples, pool = pool, None
+        needs = replace(needs, labels="none")
+    elif part != "train":
+        raise ValueError(f'a stage draws from "train" or, where there is a pool, "unlabelled", given {part!r}')
     usable = needs.labels != "every" and needs.teacher
     if not usable or pool is None or not len(pool):
         pool = None

@@ -132,17 +132,14 @@ class _Loop:
         splits = data if isinstance(data, Splits) else None
         self.train: Samples = data.train if isinstance(data, Splits) else data
         self.validation = splits.validation if splits else None
-        self.stream = stream_for(
-            method,
-            self.task,
-            training,
-            self.train,
-            None if splits is None else splits.unlabelled,
-            seed=seed,
-            workers=workers,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.streams = {
+            part: stream_for(
+                method, self.task, training, data, part, seed=seed, workers=workers, rank=rank, world=world
+            )
+            for part in {"train", *(stage.data for stage in method.stages())}
+        }
+        self.stream = self.streams["train"]
         self.steps = training.total_steps(len(self.stream))
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
@@ -180,7 +177,7 @@ class _Loop:
                 if self.step >= end:
                     continue
                 self.method.stage = stage
-                for batch in self.stream.batches(self.step, end):
+                for batch in self.streams[stage.data].batches(self.step, end):
                     self._one_step(batch.to(self.accelerator.device), stage, log)
                     self.step += 1
                     if self.step % self.evaluate_every == 0 or self.step == self.steps:

@@ -125,7 +125,7 @@ class Stage:
         players: whose turns are taken; None for all of them.
         terms: which loss terms count; None for all of them.
         share: the part of all steps that this stage takes, relative to the other stages' shares.
-        data: name of the training split to draw from: "train", or another that the task provides.
+        data: "train" draws labelled samples (and a pool beside them), "unlabelled" draws from the pool alone.
     """
 
     name: str = "train"

@@ -253,7 +253,7 @@ def jobs_of(options: Mapping[str, Any]) -> int:
     return (os.cpu_count() or 1) if device == "cpu" else 1
 
 
-def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] = ("progress", "resume")) -> str:
+def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] = ("progress", "resume", "out")) -> str:
     """The command line that repeats a run (as far as its options can be written on one)."""
     import inspect
 
