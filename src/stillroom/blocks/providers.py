@@ -92,8 +92,8 @@ class Cached(nn.Module):
     A cache is right only if a sample always comes with the same inputs and its answer does not depend on the rest of
     the batch. The first is watched: a checksum of the inputs is kept per sample, and another one is refused.
 
-    The state dict holds what is remembered, not the teacher: `cached.load_state_dict(torch.load(path))` goes on in
-    another run, whose teacher must be the same.
+    The state dict holds what is remembered, not the teacher: saved by `torch.save` and loaded with
+    `weights_only=True`, it goes on in another run, whose teacher must be the same.
 
     Use: `Frozen(Cached(network, size=len(samples)))`.
 
