@@ -33,7 +33,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom import hub
     from stillroom.distill import distill
     from stillroom.experiment.arm import TrainingArm, load_splits
-    from stillroom.experiment.budget import seconds_per_step
+    from stillroom.experiment.budget import seconds_per_step, threads_for
     from stillroom.experiment.teacher import obtain_teacher
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
     from stillroom.tripwires import require_teacher
@@ -57,7 +57,8 @@ def forecast(**given: Any) -> dict[str, Any]:
     losses.total.backward()
     per_epoch = max(len(splits.train) // experiment.training.batch_size, 1)
     steps = experiment.training.total_steps(per_epoch)
-    seconds = seconds_per_step(arms, experiment, seeds[0], teacher, options["device"], rounds=2)
+    threads = threads_for(jobs)
+    seconds = seconds_per_step(arms, experiment, seeds[0], teacher, options["device"], rounds=2, threads=threads)
     tries = max(len(experiment.lrs), 1)
     total = sum(seconds.values()) * steps * len(seeds) * tries / min(jobs, len(seeds) * len(arms))
     total += (
@@ -159,13 +160,16 @@ def _teacher_step(experiment: Any, network: Any, splits: Any, device: str | None
     from stillroom.fit import fit
 
     student = copy.deepcopy(network).requires_grad_(True)
-    training = experiment.teacher_training.change(steps=5, evaluate_every=10**9)
-    fitted = fit(
-        Alone(student, task=experiment.task),
-        replace(splits, validation=None),
-        training,
-        device=device,
-        progress=False,
-        check_teacher=False,
-    )
-    return fitted.seconds / fitted.steps
+    took = []
+    for steps in (2, 8):
+        training = experiment.teacher_training.change(steps=steps, evaluate_every=10**9)
+        fitted = fit(
+            Alone(student, task=experiment.task),
+            replace(splits, validation=None),
+            training,
+            device=device,
+            progress=False,
+            check_teacher=False,
+        )
+        took.append(fitted.seconds)
+    return max(took[1] - took[0], 0.1 * took[1]) / 6

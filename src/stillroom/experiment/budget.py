@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from stillroom.experiment.arm import load_splits
 
 if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment
+    from stillroom.training import Training
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -54,28 +58,62 @@ def check_machine(*, jobs: int = 1, device: str | None = None, workers: int = 0,
         raise ValueError("device 'meta' holds no numbers: take cpu, or a device that computes")
 
 
+def threads_for(jobs: int) -> int:
+    """Threads of each process: its part of the cores, no more than OMP_NUM_THREADS allows."""
+    share = max((os.cpu_count() or 1) // jobs, 1)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, max(int(allowed), 1)) if allowed.isdigit() else share
+
+
 def seconds_per_step(
-    arms: Mapping[str, Any], experiment: Experiment, seed: int, teacher: Any, device: str | None, *, rounds: int = 5
+    arms: Mapping[str, Any],
+    experiment: Experiment,
+    seed: int,
+    teacher: Any,
+    device: str | None,
+    *,
+    rounds: int = 3,
+    threads: int | None = None,
 ) -> dict[str, float]:
     """Measure what a training step of each arm costs, arms interleaved so that they share the machine's moods.
 
+    A short training is taken from a longer one, so that what happens once (the first step's checks, the optimizer's
+    memory, the logged steps) does not count.
+
+    Args:
+        arms: training arms by name.
+        experiment: whose training options count.
+        seed: of data and students.
+        teacher: frozen.
+        device: None for the machine's own choice.
+        rounds: how often each arm is measured, after a first time to warm up.
+        threads: as many as the real run's processes have; None for as many as there are.
+
     Returns:
-        Arm -> median seconds per step over `rounds` short trainings of four steps.
+        Arm -> median seconds per step.
     """
     from statistics import median
 
     from stillroom.fit import fit
 
     splits = load_splits(experiment.task, seed)
-    training = experiment.training.change(steps=4, evaluate_every=10**9)
     bare = replace(splits, validation=None)
+    short, long = (experiment.training.change(steps=steps, evaluate_every=10**9) for steps in (2, 12))
+
+    def took(arm: Any, training: Training) -> float:
+        method = arm.build(seed, splits, teacher)
+        options: dict[str, Any] = {"task": experiment.task, "device": device, "progress": False}
+        return fit(method, bare, training, check_teacher=False, **options).seconds
+
     taken: dict[str, list[float]] = {name: [] for name in arms}
-    for round_ in range(rounds + 1):
-        for name, arm in arms.items():
-            method = arm.build(seed, splits, teacher)
-            fitted = fit(
-                method, bare, training, task=experiment.task, device=device, progress=False, check_teacher=False
-            )
-            if round_:  # the first one warms up
-                taken[name].append(fitted.seconds / fitted.steps)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for round_ in range(rounds + 1):
+            for name, arm in arms.items():
+                few, many = took(arm, short), took(arm, long)
+                if round_:
+                    taken[name].append(max(many - few, 0.1 * many) / 10)
+    finally:
+        torch.set_num_threads(before)
     return {name: median(seconds) for name, seconds in taken.items()}

@@ -22,7 +22,7 @@ import torch
 from stillroom.baselines import is_control
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.experiment.arm import Context, TrainingArm, is_method, method_class
-from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step
+from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.record import machine, results_of, versions
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
@@ -266,7 +266,7 @@ class _Plan:
         kept = self.folder / "budget.json"
         if not kept.exists():
             arms = {name: self.arm(name) for name in experiment.arms if is_method(experiment.arms[name])}
-            cost = seconds_per_step(arms, experiment, seed, self.teacher(), self.device)
+            cost = seconds_per_step(arms, experiment, seed, self.teacher(), self.device, threads=self.threads)
             slowest = max(cost.values())
             write_json(kept, {name: slowest / seconds for name, seconds in cost.items()})
         return dict(json.loads(kept.read_text()))
@@ -343,13 +343,6 @@ def _same_kind(error: Exception, text: str) -> Exception:
         return type(error)(text)
     except TypeError:
         return RuntimeError(f"{text} ({type(error).__name__})")
-
-
-def threads_for(jobs: int) -> int:
-    """Threads of each process: its part of the cores, no more than OMP_NUM_THREADS allows."""
-    share = max((os.cpu_count() or 1) // jobs, 1)
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, max(int(allowed), 1)) if allowed.isdigit() else share
 
 
 _plan: _Plan | None = None
