@@ -31,9 +31,13 @@ def recipe(
     """Which of the standard losses help a small convolutional student that sees few labels?
 
     Every loss runs at the defaults its authors publish, with one optimizer, one schedule and one number of steps for
-    all. The learning rate is the one at which the student alone needs the fewest steps, found on seeds 100 to 103,
-    which are not reported. The control is KD with a teacher that says the same for every image: it keeps the softening
-    and the weights and teaches nothing.
+    all. The control is KD with a teacher that says the same for every image: it keeps the softening and the weights and
+    teaches nothing.
+
+    How the rate and the epochs came about: the comparison first ran on seeds 0 to 4 at rate 0.01, with 60 epochs and
+    then 40, where KD did not beat its control and at 40 epochs not the student alone either. Rate 0.03 with 40 epochs
+    was then chosen of three settings on seeds 100 to 103, where the arms alone, kd, dkd, crd and the control were
+    looked at. Seeds 0 to 4 are therefore no fresh evidence; the reported ones, 200 to 204, were not run before.
 
     Args:
         data: a classification data set.
