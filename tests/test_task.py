@@ -13,6 +13,7 @@ from stillroom.task import (
     TASKS,
     Classification,
     Embeddings,
+    Measured,
     MultiLabel,
     Regression,
     Segmentation,
@@ -200,3 +201,10 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 def test_a_task_without_data_cannot_be_loaded():
     with pytest.raises(ValueError, match="has no data"):
         Classification().load()
+
+
+def test_arms_that_measure_themselves_need_only_the_name_of_their_number():
+    task = Measured("regret", higher_is_better=False)
+    assert (task.metric, task.higher_is_better, task.name) == ("regret", False, "measured")
+    with pytest.raises(ValueError, match="metric must name a number that the arms return, given ''"):
+        Measured("")

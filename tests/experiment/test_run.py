@@ -8,7 +8,7 @@ import pytest
 from stillroom.experiment import Claim
 from stillroom.experiment.budget import check_machine
 from stillroom.experiment.run import Experiment
-from stillroom.task import Classification
+from stillroom.task import Classification, Measured
 from stillroom.training import Training
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -221,3 +221,14 @@ def test_an_experiment_needs_arms_and_claims_about_them():
         experiment(arms={})
     with pytest.raises(ValueError, match="did you mean 'better'"):
         experiment(claims=[Claim("bettter", ">", "alone", on="reward")])
+
+
+def test_controls_and_rivals_are_named_and_shown_as_such():
+    arms = {name: partial(score, gain=gain) for name, gain in zip("abcd", (0.0, 0.1, 0.2, 0.3), strict=True)}
+    given = Experiment(Measured("reward"), arms, baseline="a", rivals=("b",), controls=("c",), method="d")
+    results = given.run([0, 1], **QUIET)
+    roles = {name: arm["role"] for name, arm in results["arms"].items()}
+    assert roles == {"a": "alone", "b": "baseline", "c": "control", "d": "method"}
+    assert results["metric"] == "reward"
+    with pytest.raises(ValueError, match=r"controls names \['z'\], but the arms are a, b, c, d"):
+        Experiment(Measured("reward"), arms, baseline="a", controls=("z",))

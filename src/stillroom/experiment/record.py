@@ -55,7 +55,7 @@ def results_of(
             "metrics": {key: [value] for key, value in teacher.items()},
             "role": "teacher",
         }
-    for name, arm in experiment.arms.items():
+    for name in experiment.arms:
         runs = [records[name][seed] for seed in seeds]
         arms[name] = {
             "values": values[name][main],
@@ -64,7 +64,7 @@ def results_of(
             "metrics": values[name],
             "steps": [run.get("steps") for run in runs],
             "curves": _curves(runs, main),
-            "role": role_of(name, arm, experiment.baseline, experiment.method),
+            "role": role_of(experiment, name),
         }
         for key in ("validation", "lr", "teacher"):
             if any(run.get(key) for run in runs):

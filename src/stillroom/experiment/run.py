@@ -56,6 +56,9 @@ class Experiment:
         lrs: learning rates that every arm tries; the best on the held-out part counts.
         equal_time: give every training arm the wall-clock of the slowest one instead of the same steps.
         save: keep every trained student.
+        controls: names of arms from which exactly what is claimed to matter was taken away; arms with
+            `baselines.with_constant_teacher` and the like are known to be controls.
+        rivals: names of arms that are other people's methods or simpler ways, shown as baselines.
         seeds: how many seeds the claims want, where nobody says another number.
         is_tiny: a few samples and steps, for tests.
     """
@@ -76,6 +79,8 @@ class Experiment:
     lrs: tuple[float, ...] = ()
     equal_time: bool = False
     save: bool = False
+    controls: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
     seeds: int = 3
     is_tiny: bool = False
 
@@ -84,6 +89,9 @@ class Experiment:
             raise ValueError("an experiment needs at least one arm, given none")
         for claim in self.claims:
             claim.check_arms(list(self.arms))
+        for field_name in ("controls", "rivals"):
+            if unknown := set(getattr(self, field_name)) - set(self.arms):
+                raise ValueError(f"{field_name} names {sorted(unknown)}, but the arms are {', '.join(self.arms)}")
 
     def tiny(self) -> Experiment:
         """The same experiment with a few samples and steps: for tests of its plumbing, not of its claims."""
@@ -374,13 +382,16 @@ def default_task() -> Task:
     return Classification("digits")
 
 
-def role_of(name: str, arm: Any, baseline: str, method: str | None) -> str:
+def role_of(experiment: Experiment, name: str) -> str:
     """What an arm is in the report: "alone", "method", "control" or "baseline"."""
-    if name == baseline:
-        return "alone"
-    if name == method:
-        return "method"
-    if is_control(arm):
+    arm = experiment.arms[name]
+    if name in experiment.controls or is_control(arm):
         return "control"
+    if name == experiment.baseline:
+        return "alone"
+    if name in experiment.rivals:
+        return "baseline"
+    if name == experiment.method:
+        return "method"
     kind = method_class(arm)
     return "baseline" if kind is not None and kind.__module__ == "stillroom.baselines" else "method"

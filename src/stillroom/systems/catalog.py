@@ -1,79 +1,45 @@
-"""The catalogue: what systems and methods there are, as plain data that costs no import."""
+"""The catalogue: what systems and methods there are, as plain data that costs no import.
+
+The entries stand in the `__init__.py` of each kind's folder.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import asdict, dataclass
 from typing import Any
 
+from stillroom.systems import (
+    architecture,
+    classification,
+    condensation,
+    detection,
+    exploration,
+    generation,
+    graphs,
+    labels,
+    language,
+    multimodal,
+    restoration,
+    segmentation,
+)
+from stillroom.systems.entry import System
 
-@dataclass(frozen=True)
-class System:
-    """One published system.
-
-    Attributes:
-        slug: its name on the command line.
-        title: title of the paper (or what the entry collects).
-        arxiv: arXiv number.
-        year: of the first version.
-        kind: the kind of work, which is its folder's name.
-        module: where it lives; `recipe` and `paper` are functions there.
-        needs: what it must be given.
-        gives: what comes out.
-        methods: name on the command line -> class in the module, for methods that `distill` and `compare` can use.
-    """
-
-    slug: str
-    title: str
-    arxiv: str
-    year: int
-    kind: str
-    module: str
-    needs: str
-    gives: str
-    methods: tuple[tuple[str, str], ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"methods": [name for name, _ in self.methods]}
-
+__all__ = ["BASELINES", "SYSTEMS", "System", "method", "methods", "recipe", "system", "unknown"]
 
 SYSTEMS: tuple[System, ...] = (
-    System(
-        slug="logit-kd",
-        title="The standard distillation baselines: KD, DKD, DIST, LSKD, FitNets, AT, RKD, CRD, ReviewKD, MGD",
-        arxiv="1503.02531",
-        year=2015,
-        kind="classification",
-        module="stillroom.systems.classification.logit_kd",
-        needs="teacher, data (labels for DKD; for the others where there are any)",
-        gives="a student",
-        methods=(
-            ("dkd", "DKD"),
-            ("dist", "DIST"),
-            ("lskd", "LSKD"),
-            ("lskd-dkd", "LSKDDKD"),
-            ("fitnets", "FitNets"),
-            ("fitnets-two-stage", "TwoStageFitNets"),
-            ("at", "AT"),
-            ("rkd", "RKD"),
-            ("crd", "CRD"),
-            ("reviewkd", "ReviewKD"),
-            ("mgd", "MGD"),
-        ),
-    ),
-    System(
-        slug="pld",
-        title="A Choice-Theoretic List-Wise Knowledge Distillation",
-        arxiv="2506.12542",
-        year=2025,
-        kind="classification",
-        module="stillroom.systems.classification.pld",
-        needs="teacher, labels",
-        gives="a student",
-        methods=(("pld", "PLD"),),
-    ),
+    *classification.SYSTEMS,
+    *segmentation.SYSTEMS,
+    *detection.SYSTEMS,
+    *restoration.SYSTEMS,
+    *generation.SYSTEMS,
+    *language.SYSTEMS,
+    *multimodal.SYSTEMS,
+    *graphs.SYSTEMS,
+    *condensation.SYSTEMS,
+    *exploration.SYSTEMS,
+    *labels.SYSTEMS,
+    *architecture.SYSTEMS,
 )
 
 BASELINES = {"alone": "stillroom.baselines:Alone", "kd": "stillroom.baselines:KD"}

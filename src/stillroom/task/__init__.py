@@ -9,12 +9,14 @@ from torch import Tensor
 
 from stillroom.task.base import Meter, Task
 from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
+from stillroom.task.measured import Measured
 from stillroom.task.vectors import Embeddings, Regression, nearest
 
 __all__ = [
     "TASKS",
     "Classification",
     "Embeddings",
+    "Measured",
     "Meter",
     "MultiLabel",
     "Regression",

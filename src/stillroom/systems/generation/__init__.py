@@ -1,0 +1,7 @@
+"""Systems that make generators faster, or use them as teachers. Their entries in the catalogue."""
+
+from __future__ import annotations
+
+from stillroom.systems.entry import System
+
+SYSTEMS: tuple[System, ...] = ()
