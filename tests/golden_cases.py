@@ -1,8 +1,8 @@
 """Golden vectors: values and gradients that the papers' own code gave, and how they are compared with ours.
 
 A file `SLUG.json` holds `{system: SLUG, cases: [...]}`, each case `{function, what, source, params, inputs, expected,
-rtol, atol}`. The adapter of a case is the function of the same name in `tests/golden/adapters/SLUG.py` (dashes as
-underscores): `function(inputs, params) -> {name: output}`.
+rtol, atol}` (1e-5 and 1e-7 where a case does not say them). The adapter of a case is the function of the same name in
+`tests/golden/adapters/SLUG.py` (dashes as underscores): `function(inputs, params) -> {name: output}`.
 
 - inputs: floats come as float64 tensors and integers as int64 tensors, single numbers as tensors without axes; lists
   that are not rectangular stay lists, dicts stay dicts, strings stay strings. Whole numbers without a point are int64
@@ -78,8 +78,8 @@ def read_cases(file: Path) -> list[GoldenCase]:
             params=case["params"],
             raw_inputs=case["inputs"],
             raw_expected=case["expected"],
-            rtol=case["rtol"],
-            atol=case["atol"],
+            rtol=case.get("rtol", 1e-5),
+            atol=case.get("atol", 1e-7),
         )
         for number, case in enumerate(content["cases"])
     ]
