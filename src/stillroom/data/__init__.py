@@ -27,18 +27,27 @@ if TYPE_CHECKING:
     from stillroom.data.sources import load_data as load_data
     from stillroom.data.stream import Stream as Stream
     from stillroom.data.stream import sequential as sequential
+    from stillroom.data.text import Passage as Passage
+    from stillroom.data.text import documentation as documentation
+    from stillroom.data.text import text_splits as text_splits
+    from stillroom.data.text import token_blocks as token_blocks
+    from stillroom.data.tokenizer import CharacterTokenizer as CharacterTokenizer
+    from stillroom.data.tokenizer import Tokenizer as Tokenizer
 
 _EXPORTS = {
     "AUGMENTATIONS": "augment",
     "Augmentation": "augment",
     "Batch": "batch",
+    "CharacterTokenizer": "tokenizer",
     "LazySamples": "samples",
+    "Passage": "text",
     "ResizedCropFlip": "augment",
     "Samples": "samples",
     "Shift": "augment",
     "Splits": "samples",
     "Stream": "stream",
     "TensorSamples": "samples",
+    "Tokenizer": "tokenizer",
     "UNLABELLED": "batch",
     "augmentation": "augment",
     "choose": "rows",
@@ -47,9 +56,12 @@ _EXPORTS = {
     "scenes": "procedural",
     "blobs": "procedural",
     "digits": "embedded",
+    "documentation": "text",
     "hold_out": "rows",
     "keep_labels": "embedded",
     "sequential": "stream",
+    "text_splits": "text",
+    "token_blocks": "text",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -74,4 +74,5 @@ def keep_labels(splits: Splits, labels: int, seed: int) -> Splits:
         name=splits.name,
         notes=notes,
         kind=splits.kind,
+        tokenizer=splits.tokenizer,
     )

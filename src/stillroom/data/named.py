@@ -18,8 +18,15 @@ from stillroom.data.parts import Part, Source
 from stillroom.data.procedural import blobs, scenes, shapes
 from stillroom.data.samples import Splits
 from stillroom.data.tables import read_datasets
+from stillroom.data.text import documentation
 
-BUILT_IN: dict[str, Callable[[], Splits]] = {"digits": digits, "shapes": shapes, "scenes": scenes, "blobs": blobs}
+BUILT_IN: dict[str, Callable[[], Splits]] = {
+    "digits": digits,
+    "shapes": shapes,
+    "scenes": scenes,
+    "blobs": blobs,
+    "documentation": documentation,
+}
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 BY_HAND = {
     "tiny-imagenet-100": "100 classes of Tiny ImageNet at 32x32 as train.parquet and validation.parquet with the "

@@ -82,7 +82,7 @@ def of_splits(splits: Splits) -> Source:
     parts: dict[str, Part] = {
         name: SamplesPart(samples, numbered=True) for name, samples in given.items() if samples is not None
     }
-    return Source(parts, splits.kind, splits.classes, splits.name, list(splits.notes))
+    return Source(parts, splits.kind, splits.classes, splits.name, list(splits.notes), splits.tokenizer)
 
 
 class DatasetSamples(Samples):

@@ -46,6 +46,7 @@ class Source:
         classes: names of the classes.
         name: what the data set is called.
         notes: sentences for the user.
+        tokenizer: what turned text into tokens, where the inputs are text.
     """
 
     parts: dict[str, Part]
@@ -53,6 +54,7 @@ class Source:
     classes: list[str] | None = None
     name: str = ""
     notes: list[str] = field(default_factory=list)
+    tokenizer: Any = None
 
 
 class SamplesPart:

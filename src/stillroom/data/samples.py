@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from stillroom.data.batch import UNLABELLED, Batch, map_tensors, tensors_in
 
-Kind = Literal["classification", "multi-label", "segmentation", "regression", "unlabelled"]
-KINDS: tuple[str, ...] = ("classification", "multi-label", "segmentation", "regression", "unlabelled")
+Kind = Literal["classification", "multi-label", "segmentation", "regression", "language-modelling", "unlabelled"]
+KINDS: tuple[str, ...] = (
+    *("classification", "multi-label", "segmentation", "regression", "language-modelling", "unlabelled"),
+)
 
 
 class Samples(Dataset[Any]):
@@ -248,7 +250,8 @@ class Splits:
         classes: names of the classes, in the order of their numbers.
         name: what the data set is called.
         notes: sentences for the user: what was skipped, resized, split, assumed.
-        kind: "classification", "multi-label", "segmentation", "regression" or "unlabelled".
+        kind: "classification", "multi-label", "segmentation", "regression", "language-modelling" or "unlabelled".
+        tokenizer: what turned text into the tokens of the inputs; None where they are no text.
     """
 
     train: Samples
@@ -259,6 +262,7 @@ class Splits:
     name: str = ""
     notes: list[str] = field(default_factory=list)
     kind: Kind = "classification"
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

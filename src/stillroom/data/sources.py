@@ -45,7 +45,8 @@ def load_data(
     Args:
         spec: what to load:
 
-            - a built-in name: "digits", "shapes" (multi-label), "scenes" (segmentation), "blobs" (regression);
+            - a built-in name: "digits", "shapes" (multi-label), "scenes" (segmentation), "blobs" (regression),
+              "documentation" (language modelling);
             - a name such as "cifar10": from the folder STILLROOM_DATA names, else from the hub;
             - "hf:OWNER/NAME" or "hf:OWNER/NAME:CONFIG" from the Hugging Face hub, "torchvision:CIFAR10";
             - a path: an image folder (see `stillroom.data.folder`), a Parquet file or folder, a `save_to_disk` folder;
@@ -102,6 +103,7 @@ def load_data(
         name=source.name,
         notes=source.notes,
         kind=source.kind,
+        tokenizer=source.tokenizer,
     )
     return splits if labels is None else keep_labels(splits, labels, seed)
 
@@ -169,7 +171,7 @@ def _retask(source: Source, task: str | None) -> Source:
     """Check a task against data whose kind is settled, and drop labels for "unlabelled"."""
     if task == "unlabelled":
         parts = {name: without_labels(part) for name, part in source.parts.items()}
-        return Source(parts, "unlabelled", None, source.name, source.notes)
+        return Source(parts, "unlabelled", None, source.name, source.notes, source.tokenizer)
     if task is None or task in OTHER_TASKS or task == source.kind or source.kind == "unlabelled":
         return source
     known = "classification, multi-label, segmentation, regression, unlabelled or embeddings"
