@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
+    from stillroom.blocks.causal import CausalTransformer
     from stillroom.blocks.ema import EMA, decay_of
+    from stillroom.blocks.frequencies import FrequencySampler
     from stillroom.blocks.frozen import Frozen, fingerprint
+    from stillroom.blocks.heads import with_fresh_head
+    from stillroom.blocks.minmax import minmax_gradients
     from stillroom.blocks.models import build
     from stillroom.blocks.providers import Average, Cached, FunctionTeacher, Provider
     from stillroom.blocks.queue import FeatureQueue, gathered
@@ -20,8 +24,10 @@ _EXPORTS = {
     "Align": "align",
     "Average": "providers",
     "Cached": "providers",
+    "CausalTransformer": "causal",
     "EMA": "ema",
     "FeatureQueue": "queue",
+    "FrequencySampler": "frequencies",
     "Frozen": "frozen",
     "FunctionTeacher": "providers",
     "HintRegressor": "align",
@@ -38,10 +44,12 @@ _EXPORTS = {
     "grid_of": "shapes",
     "kind_of": "shapes",
     "matched_taps": "stages",
+    "minmax_gradients": "minmax",
     "pooled": "shapes",
     "resize": "shapes",
     "tap_root": "taps",
     "unwrapped": "taps",
+    "with_fresh_head": "heads",
 }
 
 __all__ = [
@@ -49,7 +57,9 @@ __all__ = [
     "Align",
     "Average",
     "Cached",
+    "CausalTransformer",
     "FeatureQueue",
+    "FrequencySampler",
     "Frozen",
     "FunctionTeacher",
     "HintRegressor",
@@ -66,10 +76,12 @@ __all__ = [
     "grid_of",
     "kind_of",
     "matched_taps",
+    "minmax_gradients",
     "pooled",
     "resize",
     "tap_root",
     "unwrapped",
+    "with_fresh_head",
 ]
 
 

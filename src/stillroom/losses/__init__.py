@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from stillroom.losses._shared import flatten_positions as flatten_positions
     from stillroom.losses._shared import labelled_rows as labelled_rows
     from stillroom.losses._shared import reduce as reduce
+    from stillroom.losses.complementary import complementary_labels as complementary_labels
+    from stillroom.losses.complementary import negative_learning_loss as negative_learning_loss
     from stillroom.losses.distributions import generalized_jensen_shannon as generalized_jensen_shannon
     from stillroom.losses.distributions import kl_divergence as kl_divergence
     from stillroom.losses.distributions import reverse_kl_divergence as reverse_kl_divergence
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from stillroom.losses.logits import nckd_loss as nckd_loss
     from stillroom.losses.logits import standardize_logits as standardize_logits
     from stillroom.losses.logits import tckd_loss as tckd_loss
+    from stillroom.losses.nodes import log_sum_uniformity_loss as log_sum_uniformity_loss
+    from stillroom.losses.nodes import node_contrast_loss as node_contrast_loss
+    from stillroom.losses.nodes import pairwise_soft_target_loss as pairwise_soft_target_loss
+    from stillroom.losses.nodes import subspace_uniformity_loss as subspace_uniformity_loss
     from stillroom.losses.ranking import plackett_luce_loss as plackett_luce_loss
     from stillroom.losses.ranking import pld_loss as pld_loss
     from stillroom.losses.ranking import teacher_optimal_permutation as teacher_optimal_permutation
@@ -33,17 +39,35 @@ if TYPE_CHECKING:
     from stillroom.losses.relations import rkd_angle_loss as rkd_angle_loss
     from stillroom.losses.relations import rkd_distance_loss as rkd_distance_loss
     from stillroom.losses.relations import rkd_loss as rkd_loss
+    from stillroom.losses.scores import denoising_loss as denoising_loss
+    from stillroom.losses.scores import prescribed_gradient_loss as prescribed_gradient_loss
+    from stillroom.losses.scores import vsd_loss as vsd_loss
     from stillroom.losses.supervised import binary_cross_entropy as binary_cross_entropy
     from stillroom.losses.supervised import cross_entropy as cross_entropy
     from stillroom.losses.supervised import mean_squared_error as mean_squared_error
+    from stillroom.losses.two_sample import characteristic_function_discrepancy as characteristic_function_discrepancy
+    from stillroom.losses.two_sample import mean_discrepancy as mean_discrepancy
+    from stillroom.losses.tokens import clipped_token_kl as clipped_token_kl
+    from stillroom.losses.tokens import clipping_mask as clipping_mask
+    from stillroom.losses.tokens import mass_coordinates as mass_coordinates
+    from stillroom.losses.tokens import span_correlation_loss as span_correlation_loss
+    from stillroom.losses.tokens import token_kl as token_kl
 
 _EXPORTS = {
+    "clipped_token_kl": "tokens",
+    "clipping_mask": "tokens",
+    "mass_coordinates": "tokens",
+    "span_correlation_loss": "tokens",
+    "token_kl": "tokens",
     "Reduction": "_shared",
     "attention_transfer_loss": "features",
     "bernoulli_kd_loss": "logits",
     "binary_cross_entropy": "supervised",
+    "complementary_labels": "complementary",
+    "characteristic_function_discrepancy": "two_sample",
     "crd_loss": "relations",
     "cross_entropy": "supervised",
+    "denoising_loss": "scores",
     "dist_inter_class_loss": "logits",
     "dist_intra_class_loss": "logits",
     "dist_loss": "logits",
@@ -55,10 +79,17 @@ _EXPORTS = {
     "kl_divergence": "distributions",
     "labelled_rows": "_shared",
     "masked_generative_loss": "features",
+    "mean_discrepancy": "two_sample",
     "mean_squared_error": "supervised",
+    "subspace_uniformity_loss": "nodes",
+    "pairwise_soft_target_loss": "nodes",
+    "node_contrast_loss": "nodes",
+    "log_sum_uniformity_loss": "nodes",
     "nckd_loss": "logits",
+    "negative_learning_loss": "complementary",
     "plackett_luce_loss": "ranking",
     "pld_loss": "ranking",
+    "prescribed_gradient_loss": "scores",
     "reduce": "_shared",
     "reverse_kl_divergence": "distributions",
     "review_context_loss": "features",
@@ -68,6 +99,7 @@ _EXPORTS = {
     "standardize_logits": "logits",
     "tckd_loss": "logits",
     "teacher_optimal_permutation": "ranking",
+    "vsd_loss": "scores",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -4,4 +4,15 @@ from __future__ import annotations
 
 from stillroom.systems.entry import System
 
-SYSTEMS: tuple[System, ...] = ()
+SYSTEMS: tuple[System, ...] = (
+    System(
+        slug="bual",
+        title="Bidirectional Uncertainty-Based Active Learning for Open-Set Annotation",
+        arxiv="2402.15198",
+        year=2024,
+        kind="labels",
+        module="stillroom.systems.labels.bual",
+        needs="a pool, somebody who labels, a network that is trained again each round",
+        gives="which samples to label, and a classifier",
+    ),
+)
