@@ -29,6 +29,7 @@ FLOORS = (
         "log",
         "tripwires",
         "feed",
+        "staging",
         "condense",
         "explore",
         "active",

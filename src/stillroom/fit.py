@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +20,11 @@ from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import sequential
 from stillroom.feed import stream_for
 from stillroom.log import Display, JSONLines, interruptions
-from stillroom.method import Losses, Method, Stage
+from stillroom.method import Losses, Method
+from stillroom.staging import Fitted, StageRun, copied
 from stillroom.task import Classification, Task
 from stillroom.training import Training
 from stillroom.tripwires import TrainingError, Tripwires, gradient_shares, require_teacher
-
-
-@dataclass
-class Fitted:
-    """What a training gave.
-
-    Attributes:
-        product: what ships, in eval mode.
-        steps: optimizer steps taken in all (also before a resume).
-        seconds: spent in training steps, without evaluation.
-        best_step: the step whose weights `product` has.
-        validation: metrics of `product` on the held-out part; empty where there was none.
-        curve: `(step, metrics)` of every evaluation.
-        terms: `(step, {term: value}, {term: share of the gradient's norm})` of every logged step.
-        teacher: the teacher's fingerprint; empty without a teacher.
-    """
-
-    product: nn.Module
-    steps: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    validation: dict[str, float] = field(default_factory=dict)
-    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    terms: list[tuple[int, dict[str, float], dict[str, float]]] = field(default_factory=list)
-    teacher: str = ""
 
 
 def fit(
@@ -141,9 +116,11 @@ class _Loop:
         }
         self.stream = self.streams["train"]
         self.steps = training.total_steps(len(self.stream))
+        self.stages = StageRun(method, training, self.steps)
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
         self.parameters = method.players()
+        self.trained = self.parameters  # what of it the running stage does not hold still
         self.optimizers = {name: training.optim(name).build(group) for name, group in self.parameters.items()}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
         decay = training.ema_decay
@@ -171,16 +148,15 @@ class _Loop:
         if self.trackers:
             self.accelerator.init_trackers("stillroom")
         self.method.train()
-        stages = list(self._stages())
         with Display(title or "training", self.steps, enabled=progress and main) as display, interruptions() as stop:
-            for stage, end in stages:
-                if self.step >= end:
-                    continue
-                self.method.stage = stage
+            while self.stages.number < len(self.stages.plan):
+                self._enter_stage(log)
+                stage, end = self.stages.stage, self.stages.end
                 for batch in self.streams[stage.data].batches(self.step, end):
-                    self._one_step(batch.to(self.accelerator.device), stage, log)
+                    self._one_step(batch.to(self.accelerator.device), log)
                     self.step += 1
-                    if self.step % self.evaluate_every == 0 or self.step == self.steps:
+                    last = self.step == self.steps or (self.step == end and bool(stage.best_by))
+                    if self.step % self.evaluate_every == 0 or last:
                         self._evaluate(log, display)
                         self._save()
                     display.step(self.step)
@@ -188,11 +164,28 @@ class _Loop:
                         self._save()
                         where = f"; resume it with resume=True (--resume) in {self.folder}" if self.folder else ""
                         raise KeyboardInterrupt(f"stopped after step {self.step} of {self.steps}{where}")
+                self.fitted.stages.append(self.stages.finish(self.average))
+                if len(self.stages.plan) > 1:
+                    log.write({"step": self.step, **self.fitted.stages[-1]})
         return self._finish()
 
-    def _one_step(self, batch: Batch, stage: Stage, log: JSONLines) -> None:
+    def _enter_stage(self, log: JSONLines) -> None:
+        stage = self.stages.stage
+        self.method.enter_stage(stage)
+        if not self.stages.begun:
+            for player in self.stages.begin():
+                self.optimizers[player] = self.stages.optimizer(player, self.parameters[player])
+            if stage.best_by:  # the stage chooses anew
+                self.best, self.fitted.validation = None, {}
+            if len(self.stages.plan) > 1:
+                log.write({"step": self.step, "stage": stage.name, "begins": True})
+        self.trained = {name: [p for p in group if p.requires_grad] for name, group in self.parameters.items()}
+
+    def _one_step(self, batch: Batch, log: JSONLines) -> None:
         began = time.perf_counter()
-        self.method.tell_time(self.step, self.step / len(self.stream), self.step / self.steps)
+        epoch = len(self.stream)
+        clock = self.stages.clock(self.step, epoch)
+        self.method.tell_time(self.step, self.step / epoch, self.step / self.steps, stage=clock)
         logged: dict[str, float] = {}
         shares: dict[str, float] = {}
         look = self.step % self.log_every == 0 or self.step == self.steps - 1
@@ -202,17 +195,13 @@ class _Loop:
         for part in range(parts):
             piece = batch if parts == 1 else batch[part::parts]
             for player, losses in self._turns(piece):
-                if stage.players is not None and player not in stage.players:
-                    continue
-                if stage.terms is not None:
-                    losses = losses.only([name for name in losses if name in stage.terms])
                 if self.step == 0 and part == 0:
                     self.tripwires.first_batch(self.parameters)
                 if self.accelerator.device.type == "cpu" or look or self.step < 10:  # a look waits for a GPU
                     self.tripwires.watch(self.step, player, losses)
                 if look and part == 0:
                     logged |= {name: float(term.detach()) for name, term in losses.items()}
-                    shares |= gradient_shares(losses, self.parameters[player])
+                    shares |= gradient_shares(losses, self.trained[player])
                 self._backward(player, losses.total / parts)
                 if part == parts - 1:
                     self._update(player)
@@ -237,24 +226,24 @@ class _Loop:
 
     def _turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
         with self.accelerator.autocast() if self.training.precision != "no" else nullcontext():
-            yield from self.method.turns(batch)
+            yield from self.stages.stage.counts(self.method.turns(batch))
 
     def _backward(self, player: str, total: Tensor) -> None:
         if not total.requires_grad:
             raise TrainingError(f"the losses of player {player!r} are cut off from its parameters: nothing would train")
         alone = len(self.parameters) == 1
-        inputs = None if alone else self.parameters[player]  # what leaks into other players is not theirs
+        inputs = None if alone else self.trained[player]  # what leaks into other players is not theirs
         self.scaler.scale(total).backward(inputs=inputs)
 
     def _update(self, player: str) -> None:
-        optimizer, options = self.optimizers[player], self.training.optim(player)
-        self._average_gradients(self.parameters[player])
+        optimizer, (rate, clip) = self.optimizers[player], self.stages.rate(player, self.step)
+        self._average_gradients(self.trained[player])
         for group in optimizer.param_groups:
-            group["lr"] = options.rate(self.step, self.steps)
+            group["lr"] = rate
         self.scaler.unscale_(optimizer)
         self.method.adjust_gradients(player)
-        if options.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters[player], options.clip)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained[player], clip)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -281,32 +270,42 @@ class _Loop:
     def _evaluate(self, log: JSONLines, display: Display) -> None:
         if self.validation is None or not len(self.validation):
             return
-        if self.task.needs_labels and self.validation.labels is None:
+        measured: dict[str, float] = {}
+        if not (self.task.needs_labels and not self.validation.has_labels):
+            teacher = getattr(self.method, "teacher", None) if not self.task.needs_labels else None
+            measured = self.task.evaluate(
+                self._shipped(), sequential(self.validation, 256), teacher=teacher, device=self.accelerator.device
+            )
+        stage = self.stages.stage
+        if stage.best_by and stage.best_by not in measured:
+            held = (batch.to(self.accelerator.device) for batch in sequential(self.validation, 256))
+            measured |= self.method.measure_stage(held)
+        if not measured:
             return
-        teacher = getattr(self.method, "teacher", None) if not self.task.needs_labels else None
-        measured = self.task.evaluate(
-            self._shipped(), sequential(self.validation, 256), teacher=teacher, device=self.accelerator.device
-        )
         self.method.train()
         self.fitted.curve.append((self.step, measured))
-        value = measured[self.task.metric]
+        self.method.after_evaluation(measured, self.step / len(self.stream))
+        self.stages.consider(measured, self.step, self.average)
+        key = stage.best_by or self.task.metric
+        higher = stage.higher_is_better if stage.best_by else self.task.higher_is_better
+        value = measured[key]
         log.write({"step": self.step - 1, "validation": measured})
         if self.trackers:
             self.accelerator.log({f"validation/{k}": v for k, v in measured.items()}, step=self.step)
-        display.step(self.step, f"{self.task.metric} {value:.4f}")
-        before = self.fitted.validation.get(self.task.metric)
-        better = before is None or (value > before if self.task.higher_is_better else value < before)
+        display.step(self.step, f"{key} {value:.4f}")
+        before = self.fitted.validation.get(key)
+        better = before is None or (value > before if higher else value < before)
         if better or self.training.keep == "last":
             self.fitted.validation, self.fitted.best_step = measured, self.step
             if self.training.keep == "best":
-                self.best = {name: t.detach().clone() for name, t in self._shipped().state_dict().items()}
+                self.best = copied(self._shipped())
 
     def _finish(self) -> Fitted:
         shipped = self._shipped()
         if self.training.keep == "best" and self.best is not None:
             shipped.load_state_dict(self.best)
         else:
-            self.fitted.best_step = self.step
+            self.fitted.best_step = self.fitted.stages[-1].get("best_step", self.step)
         shipped.eval()
         self.fitted.product, self.fitted.steps = shipped, self.step
         return self.fitted
@@ -329,6 +328,8 @@ class _Loop:
             "validation": self.fitted.validation,
             "curve": self.fitted.curve,
             "terms": self.fitted.terms,
+            "ended": self.fitted.stages,
+            "stages": self.stages.state_dict(),
             "tripwires": self.tripwires.state_dict(),
             "random": checkpoint.random_state(),
         }
@@ -350,7 +351,11 @@ class _Loop:
                 f"the checkpoint in {self.folder} is of a run of {state['steps']} steps, this one takes {self.steps}: "
                 "resume with the same data and options, or use another folder"
             )
+        self.stages.load_state_dict(state["stages"])
+        self.fitted.stages = state["ended"]
         self.method.load_state_dict(state["method"])
+        for name in [player for player, number in self.stages.optimizers_of.items() if number >= 0]:
+            self.optimizers[name] = self.stages.optimizer(name, self.parameters[name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
@@ -366,14 +371,6 @@ class _Loop:
         checkpoint.set_random_state((own if own and own["step"] == self.step else state)["random"])
 
     # ---- what it is built from -----------------------------------------------------------------------------------
-
-    def _stages(self) -> Iterator[tuple[Stage, int]]:
-        """Each stage with the step it ends at."""
-        stages = self.method.stages()
-        whole, taken = sum(stage.share for stage in stages), 0.0
-        for stage in stages:
-            taken += stage.share
-            yield stage, round(self.steps * taken / whole)
 
     def close(self) -> None:
         """Let trackers write what they hold."""

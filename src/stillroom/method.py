@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -118,14 +118,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: which players take their turns, by which terms, for how long.
+    """A part of the training: which players take their turns, by which terms, on what, and what is kept of it.
 
     Attributes:
-        name: shown in the log.
+        name: shown in the log; `Training.stages` can name an optimizer for it.
         players: whose turns are taken; None for all of them.
         terms: which loss terms count; None for all of them.
         share: the part of all steps that this stage takes, relative to the other stages' shares.
         data: "train" draws labelled samples (and a pool beside them), "unlabelled" draws from the pool alone.
+        frozen: names of the method's submodules that stand still in this stage: in eval mode, without gradients of
+            their own (gradients still flow through them).
+        fresh_optimizers: begin with new optimizers, whose schedules run over this stage alone; otherwise every player
+            goes on with the one it has.
+        best_by: the number on the held-out part by which the stage's best weights are chosen; they are restored when
+            it ends. A metric of the task, or a loss term or "total" (see `Method.measure_stage`). Empty: the last ones.
+        higher_is_better: of that number.
     """
 
     name: str = "train"
@@ -133,6 +140,17 @@ class Stage:
     terms: tuple[str, ...] | None = None
     share: float = 1.0
     data: str = "train"
+    frozen: tuple[str, ...] = ()
+    fresh_optimizers: bool = False
+    best_by: str = ""
+    higher_is_better: bool = False
+
+    def counts(self, turns: Iterable[tuple[str, Losses]]) -> Iterator[tuple[str, Losses]]:
+        """Keep the turns and terms that count in this stage."""
+        for player, losses in turns:
+            if self.players is None or player in self.players:
+                kept = losses if self.terms is None else losses.only([name for name in losses if name in self.terms])
+                yield player, kept
 
 
 class Method(nn.Module):
@@ -169,7 +187,9 @@ class Method(nn.Module):
         self.student = student
         self.teacher = None if teacher is None else teacher if isinstance(teacher, Frozen) else Frozen(teacher)
         self.clock = Clock()
+        self.stage_clock = Clock()
         self.stage = Stage()
+        self._held: set[str] = set()  # parameters that the running stage holds still
 
     def forward(self, batch: Batch) -> Losses:
         """Compute the named losses of a batch."""
@@ -182,7 +202,8 @@ class Method(nn.Module):
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         """Groups of trainable parameters with an optimizer each; by default one, "student", with everything."""
-        return {"student": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+        named = self.named_parameters()
+        return {"student": [one for name, one in named if one.requires_grad or name in self._held]}
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
         """Yield `(player, losses)` in order; the loop steps that player before it asks for the next."""
@@ -192,12 +213,94 @@ class Method(nn.Module):
         """The parts of the training, in order; by default one."""
         return (Stage(),)
 
+    def enter_stage(self, stage: Stage) -> None:
+        """Make a stage the running one, whether it begins now or a resumed training goes on in it.
+
+        Args:
+            stage: one of `stages()`.
+
+        Raises:
+            ValueError: the stage freezes a submodule that there is not.
+        """
+        known = {name for name, _ in self.named_modules()} - {""}
+        if strange := sorted(set(stage.frozen) - known):
+            tops = [name for name, _ in self.named_children()]
+            raise ValueError(
+                f"stage {stage.name!r} freezes {strange[0]!r}, but {type(self).__name__} has no such submodule: "
+                f"name {', '.join(tops)}, or a part of one"
+            )
+        for name, parameter in self.named_parameters():
+            if any(name.startswith(f"{part}.") for part in stage.frozen):
+                if parameter.requires_grad:
+                    self._held.add(name)
+                    parameter.requires_grad_(False)
+            elif name in self._held:
+                self._held.remove(name)
+                parameter.requires_grad_(True)
+        self.stage = stage
+        self.train(self.training)
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Prepare a stage, once, before its first step (not when a training resumes within it); by default nothing."""
+
+    def end_stage(self, stage: Stage) -> None:
+        """Conclude a stage, once, after its last step, when its best weights are back; by default nothing."""
+
+    @torch.no_grad()
+    def measure_stage(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measure the running stage on held-out batches, for `Stage.best_by` where the task has no such metric.
+
+        Args:
+            batches: held-out samples.
+
+        Returns:
+            Every loss term that counts in this stage and their weighted sum, "total", over all players' turns; in eval
+            mode, means over samples.
+        """
+        before, rows, sums = self.training, 0, {"total": 0.0}
+        self.eval()
+        try:
+            for batch in batches:
+                rows += len(batch)
+                for _, losses in self.stage.counts(self.turns(batch)):
+                    sums["total"] += len(batch) * float(losses.total)
+                    for name, term in losses.items():
+                        sums[name] = sums.get(name, 0.0) + len(batch) * float(term)
+        finally:
+            self.train(before)
+        return {name: value / max(rows, 1) for name, value in sums.items()}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; what the running stage freezes stays in eval mode."""
+        super().train(mode)
+        if mode:
+            for name in self.stage.frozen:
+                self.get_submodule(name).eval()
+        return self
+
     def adjust_gradients(self, player: str) -> None:
         """Change a player's gradients between backward and step (gradient surgery); by default nothing."""
 
     def after_step(self, player: str) -> None:
         """Follow a player's step with what is not trained by gradients (averages, memories); by default nothing."""
 
-    def tell_time(self, step: int, epoch: float, progress: float) -> None:
-        """Set `clock`: steps taken, epochs begun (fractional), and the part of all steps taken, in [0, 1]."""
+    def after_evaluation(self, metrics: Mapping[str, float], epoch: float) -> None:
+        """Follow a measurement on the held-out part (a schedule that heeds it); by default nothing.
+
+        Args:
+            metrics: of the task, on the validation split.
+            epoch: passes over the training data so far, a fraction inside one.
+        """
+
+    def tell_time(self, step: int, epoch: float, progress: float, *, stage: Clock | None = None) -> None:
+        """Set the clocks.
+
+        Args:
+            step: optimizer steps taken.
+            epoch: epochs begun, fractional.
+            progress: the part of all steps taken, in [0, 1].
+            stage: the same, counted from the beginning of the running stage (`stage_clock`); None where there is one
+                stage only.
+        """
         self.clock = replace(self.clock, step=step, epoch=epoch, progress=progress)
+        self.stage_clock = self.clock if stage is None else stage

@@ -90,6 +90,8 @@ class Training:
         batch_size: labelled samples per step, over all processes.
         optimizer: of every player that `players` does not name.
         players: optimizers of single players, by name.
+        stages: optimizers of single stages, by name, before those of players; such a stage begins with new ones, whose
+            schedules run over it alone.
         augment: name of the batch augmentation; None for the data set's own default.
         unlabelled_batch: unlabelled samples per step beside the labelled ones; None for as many as `batch_size` when
             there is a pool and the method can use it.
@@ -108,6 +110,7 @@ class Training:
     batch_size: int = 64
     optimizer: Optim = field(default_factory=Optim)
     players: Mapping[str, Optim] = field(default_factory=dict)
+    stages: Mapping[str, Optim] = field(default_factory=dict)
     augment: str | None = None
     unlabelled_batch: int | None = None
     accumulate: int = 1
@@ -140,9 +143,9 @@ class Training:
             changes.setdefault("steps", None)
         return replace(self, **changes)
 
-    def optim(self, player: str) -> Optim:
-        """The optimizer of a player."""
-        return self.players.get(player, self.optimizer)
+    def optim(self, player: str, stage: str = "") -> Optim:
+        """The optimizer of a player, in a stage that has optimizers of its own."""
+        return self.stages.get(stage) or self.players.get(player, self.optimizer)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many optimizer steps the training takes."""

@@ -63,7 +63,8 @@ def check_state_dict(method: Source, batch: Batch) -> Skip | None:
         raise CheckError(
             f"a fresh copy refuses the state dict ({error}): create all parameters and buffers in __init__ (probe=)"
         ) from error
-    target.clock, target.stage = source.clock, source.stage
+    target.enter_stage(source.stage)
+    target.clock, target.stage_clock = source.clock, source.stage_clock
     if difference := first_different_turn(measure(target, batch), measure(source, batch)):
         raise CheckError(
             f"after loading the state dict, {difference}: what the loss depends on must be a parameter, a buffer, or "

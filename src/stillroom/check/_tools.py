@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +96,8 @@ def backward(method: Method, player: str, losses: Losses) -> Tensor:
     players = method.players()
     total = losses.total
     if total.requires_grad:
-        total.backward(inputs=None if len(players) == 1 else players.get(player))
+        inputs = [parameter for parameter in players.get(player, ()) if parameter.requires_grad]
+        total.backward(inputs=None if len(players) == 1 else inputs)
     method.adjust_gradients(player)
     return total.detach()
 
@@ -140,14 +141,6 @@ def enough_steps(method: Method, least: int) -> int:
     return max(least, stages + (stages - least) % 2)
 
 
-def in_stage(stage: Stage, turns: Iterable[tuple[str, Losses]]) -> Iterator[tuple[str, Losses]]:
-    """Keep the turns and terms that count in a stage."""
-    for player, losses in turns:
-        if stage.players is None or player in stage.players:
-            kept = losses if stage.terms is None else losses.only([name for name in losses if name in stage.terms])
-            yield player, kept
-
-
 def train(
     method: Method,
     batch: Batch,
@@ -161,8 +154,13 @@ def train(
     totals, of = [], of or first + steps
     for step in range(first, first + steps):
         method.tell_time(step, float(step), step / of)
-        method.stage = stage_at(method, step, of)
-        for player, losses in in_stage(method.stage, method.turns(batch)):
+        stage, before = stage_at(method, step, of), stage_at(method, step - 1, of) if step else None
+        method.enter_stage(stage)
+        if stage is not before and stage != before:
+            if before is not None:
+                method.end_stage(before)
+            method.begin_stage(stage)
+        for player, losses in stage.counts(method.turns(batch)):
             totals.append(backward(method, player, losses))
             optimizers[player].step()
             optimizers[player].zero_grad(set_to_none=True)
