@@ -52,11 +52,12 @@ class Frozen(nn.Module):
         return self._hidden[0]
 
     @torch.no_grad()
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Any, *more: Any) -> Any:
         """Ask the network; what comes back carries no gradient.
 
         Args:
             inputs: a `Batch`, or inputs alone (a provider then gets a batch without labels and indices).
+            *more: what the network takes beside its inputs (a diffusion network's time and prompt); modules only.
         """
         network = self.network
         if not isinstance(network, nn.Module) or getattr(network, "takes_batch", False):
@@ -70,13 +71,13 @@ class Frozen(nn.Module):
         if network.training:  # somebody who holds the same network set it to train
             network.eval()
         if self.batch_norm == "running":
-            return network(inputs)
+            return network(inputs, *more)
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         kept = [copy.deepcopy(norm.state_dict()) for norm in norms]
         for norm in norms:
             norm.train()
         try:
-            return network(inputs)
+            return network(inputs, *more)
         finally:
             for norm, state in zip(norms, kept, strict=True):
                 norm.eval()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from stillroom.losses.logits import nckd_loss as nckd_loss
     from stillroom.losses.logits import standardize_logits as standardize_logits
     from stillroom.losses.logits import tckd_loss as tckd_loss
+    from stillroom.losses.mutual import all_pairs_kd_loss as all_pairs_kd_loss
+    from stillroom.losses.mutual import mutual_kd_loss as mutual_kd_loss
     from stillroom.losses.nodes import log_sum_uniformity_loss as log_sum_uniformity_loss
     from stillroom.losses.nodes import node_contrast_loss as node_contrast_loss
     from stillroom.losses.nodes import pairwise_soft_target_loss as pairwise_soft_target_loss
@@ -39,21 +41,30 @@ if TYPE_CHECKING:
     from stillroom.losses.relations import rkd_angle_loss as rkd_angle_loss
     from stillroom.losses.relations import rkd_distance_loss as rkd_distance_loss
     from stillroom.losses.relations import rkd_loss as rkd_loss
+    from stillroom.losses.routing import balance_cv_loss as balance_cv_loss
+    from stillroom.losses.routing import balance_kl_loss as balance_kl_loss
+    from stillroom.losses.routing import routed_kd_loss as routed_kd_loss
     from stillroom.losses.scores import denoising_loss as denoising_loss
     from stillroom.losses.scores import prescribed_gradient_loss as prescribed_gradient_loss
     from stillroom.losses.scores import vsd_loss as vsd_loss
     from stillroom.losses.supervised import binary_cross_entropy as binary_cross_entropy
     from stillroom.losses.supervised import cross_entropy as cross_entropy
+    from stillroom.losses.supervised import mean_absolute_error as mean_absolute_error
     from stillroom.losses.supervised import mean_squared_error as mean_squared_error
-    from stillroom.losses.two_sample import characteristic_function_discrepancy as characteristic_function_discrepancy
-    from stillroom.losses.two_sample import mean_discrepancy as mean_discrepancy
     from stillroom.losses.tokens import clipped_token_kl as clipped_token_kl
     from stillroom.losses.tokens import clipping_mask as clipping_mask
     from stillroom.losses.tokens import mass_coordinates as mass_coordinates
     from stillroom.losses.tokens import span_correlation_loss as span_correlation_loss
     from stillroom.losses.tokens import token_kl as token_kl
+    from stillroom.losses.two_sample import characteristic_function_discrepancy as characteristic_function_discrepancy
+    from stillroom.losses.two_sample import mean_discrepancy as mean_discrepancy
 
 _EXPORTS = {
+    "routed_kd_loss": "routing",
+    "balance_kl_loss": "routing",
+    "balance_cv_loss": "routing",
+    "mutual_kd_loss": "mutual",
+    "all_pairs_kd_loss": "mutual",
     "clipped_token_kl": "tokens",
     "clipping_mask": "tokens",
     "mass_coordinates": "tokens",
@@ -80,6 +91,7 @@ _EXPORTS = {
     "labelled_rows": "_shared",
     "masked_generative_loss": "features",
     "mean_discrepancy": "two_sample",
+    "mean_absolute_error": "supervised",
     "mean_squared_error": "supervised",
     "subspace_uniformity_loss": "nodes",
     "pairwise_soft_target_loss": "nodes",

@@ -8,31 +8,52 @@ from typing import Any, Literal
 from torch import Tensor
 
 from stillroom.task.base import Meter, Task
+from stillroom.task.generation import Generation, Reference, coverage, frechet_distance, variance_ratio
 from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
+from stillroom.task.language import LanguageModelling
 from stillroom.task.measured import Measured
+from stillroom.task.restoration import SuperResolution, luminance, psnr_y, ssim_y
 from stillroom.task.vectors import Embeddings, Regression, nearest
 
 __all__ = [
     "TASKS",
     "Classification",
     "Embeddings",
+    "Generation",
+    "LanguageModelling",
     "Measured",
     "Meter",
     "MultiLabel",
+    "Reference",
     "Regression",
     "Segmentation",
+    "SuperResolution",
     "Task",
     "TaskName",
+    "coverage",
+    "frechet_distance",
+    "luminance",
     "nearest",
+    "psnr_y",
     "spearman_without",
+    "ssim_y",
     "task_for",
     "teacher_beats_chance",
+    "variance_ratio",
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Segmentation, Regression, Embeddings)
+    task.name: task for task in (Classification, MultiLabel, Segmentation, Regression, Embeddings, LanguageModelling, SuperResolution)
 }
-TaskName = Literal["classification", "multi-label", "segmentation", "regression", "embeddings"]
+TaskName = Literal[
+    "classification",
+    "multi-label",
+    "segmentation",
+    "regression",
+    "embeddings",
+    "language-modelling",
+    "super-resolution",
+]
 
 
 def task_for(name: str, data: Any = None, **options: Any) -> Task:
@@ -62,7 +83,8 @@ def teacher_beats_chance(measured: dict[str, float], task: Task, labels: Tensor,
         return ""
     count = samples if isinstance(samples, int) else len(samples)
     margin = 2 * (guess * (1 - guess) / count) ** 0.5 if task.metric == "accuracy" else 0.0
-    if measured[task.metric] > guess + margin:
+    sign = 1 if task.higher_is_better else -1
+    if sign * measured[task.metric] > sign * guess + margin:
         return ""
     return (
         f"the teacher's {task.metric.replace('_', ' ')} on this data is {measured[task.metric]:.3f}, no better than "
