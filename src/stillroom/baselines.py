@@ -15,7 +15,7 @@ from stillroom.losses._shared import check_not_negative, check_positive
 from stillroom.method import Losses, Method, Needs
 from stillroom.task import Classification, Task
 
-EVERY_TASK = ("classification", "multi-label", "segmentation", "regression", "embeddings")
+EVERY_TASK = ("classification", "multi-label", "segmentation", "detection", "regression", "embeddings", "language-modelling")
 
 
 class Alone(Method):
@@ -44,10 +44,10 @@ class Alone(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Return the supervised loss of a batch."""
-        outputs = self.student(batch.inputs)
         if batch.labels is None:
             raise ValueError("the student alone learns from labels, but this batch has none")
-        return Losses(label=self.task.supervised_loss(outputs, batch.labels), outputs=outputs)
+        terms, outputs = self.task.learn(self.student, batch)
+        return Losses(outputs=outputs, **terms)
 
 
 alone = Alone
@@ -57,7 +57,7 @@ class KD(Method):
     """Trains a student on its teacher's softened outputs and on the labels, where there are any (Hinton et al. 2015).
 
     For tasks other than classification the softened outputs are compared as the task says: per position, per class, by
-    squared error or by cosine.
+    squared error or by cosine; detectors on the teacher's proposals.
 
     Args:
         student: inputs -> outputs of the task.
@@ -70,6 +70,7 @@ class KD(Method):
     Losses:
         label: the task's supervised loss over the labelled rows; absent when the batch carries no labels.
         distill: `T^2 KL(teacher || student)` over all rows, labelled or not.
+        propose: for detectors only, the first stage's losses against what the teacher detects.
 
     Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2; the weights 0.1 and 0.9 and T = 4 are those of the
         CIFAR-100 tables of the field.
@@ -104,15 +105,9 @@ class KD(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Return the supervised and the distillation loss of a batch."""
-        student_outputs = self.student(batch.inputs)
-        teacher_outputs = self.teacher(batch)
-        distill = self.task.distillation_loss(student_outputs, teacher_outputs, temperature=self.temperature)
-        terms = {"distill": distill}
-        weights = {"distill": self.distill_weight}
-        if batch.labels is not None and self.task.needs_labels:
-            terms["label"] = self.task.supervised_loss(student_outputs, batch.labels)
-            weights["label"] = self.label_weight
-        return Losses(outputs=student_outputs, weights=weights, **terms)
+        terms, outputs = self.task.learn(self.student, batch, self.teacher, temperature=self.temperature)
+        weights = {name: self.label_weight if name == "label" else self.distill_weight for name in terms}
+        return Losses(outputs=outputs, weights=weights, **terms)
 
 
 class ScrambledTeacher(nn.Module):

@@ -8,20 +8,54 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
     from stillroom.blocks.causal import CausalTransformer
+    from stillroom.blocks.detection import (
+        Mined,
+        Regions,
+        TwoStage,
+        background_last,
+        decode_boxes,
+        is_two_stage,
+        mine_low_confidence,
+        rescale_boxes,
+    )
     from stillroom.blocks.ema import EMA, decay_of
     from stillroom.blocks.frequencies import FrequencySampler
     from stillroom.blocks.frozen import Frozen, fingerprint
     from stillroom.blocks.heads import with_fresh_head
+    from stillroom.blocks.masks import ChannelMask, MapMask, Masked, mask_width
     from stillroom.blocks.minmax import minmax_gradients
+    from stillroom.blocks.modalities import Sees, check_paired, pick_modality
     from stillroom.blocks.models import build
     from stillroom.blocks.providers import Average, Cached, FunctionTeacher, Provider
     from stillroom.blocks.queue import FeatureQueue, gathered
+    from stillroom.blocks.router import Router, random_picks, routing_shares, top_picks
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
-    from stillroom.blocks.stages import MatchedTaps, default_taps, matched_taps
-    from stillroom.blocks.taps import Taps, tap_root, unwrapped
+    from stillroom.blocks.stages import MatchedTaps, default_taps, last_hidden_layers, matched_taps
+    from stillroom.blocks.taps import Edits, Taps, tap_root, unwrapped
 
 _EXPORTS = {
+    "last_hidden_layers": "stages",
+    "Edits": "taps",
+    "pick_modality": "modalities",
+    "check_paired": "modalities",
+    "Sees": "modalities",
+    "top_picks": "router",
+    "routing_shares": "router",
+    "random_picks": "router",
+    "Router": "router",
+    "mask_width": "masks",
+    "Masked": "masks",
+    "MapMask": "masks",
+    "ChannelMask": "masks",
     "Align": "align",
+    "Mined": "detection",
+    "Regions": "detection",
+    "TwoStage": "detection",
+    "background_last": "detection",
+    "decode_boxes": "detection",
+    "is_two_stage": "detection",
+    "mine_low_confidence": "detection",
+    "rescale_boxes": "detection",
     "Average": "providers",
     "Cached": "providers",
     "CausalTransformer": "causal",
@@ -53,33 +87,54 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "Mined",
+    "Regions",
+    "TwoStage",
+    "background_last",
+    "decode_boxes",
+    "is_two_stage",
+    "mine_low_confidence",
+    "rescale_boxes",
     "EMA",
     "Align",
     "Average",
     "Cached",
     "CausalTransformer",
+    "ChannelMask",
+    "Edits",
     "FeatureQueue",
     "FrequencySampler",
     "Frozen",
     "FunctionTeacher",
     "HintRegressor",
+    "MapMask",
+    "Masked",
     "MatchedTaps",
     "Provider",
+    "Router",
+    "Sees",
     "Taps",
     "as_map",
     "as_tokens",
     "build",
+    "check_paired",
     "decay_of",
     "default_taps",
     "fingerprint",
     "gathered",
     "grid_of",
     "kind_of",
+    "last_hidden_layers",
+    "mask_width",
     "matched_taps",
     "minmax_gradients",
+    "pick_modality",
     "pooled",
+    "random_picks",
     "resize",
+    "routing_shares",
     "tap_root",
+    "top_picks",
     "unwrapped",
     "with_fresh_head",
 ]

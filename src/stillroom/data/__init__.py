@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from stillroom.data.augment import augmentation as augmentation
     from stillroom.data.batch import UNLABELLED as UNLABELLED
     from stillroom.data.batch import Batch as Batch
+    from stillroom.data.batch import Ragged as Ragged
+    from stillroom.data.boxes import BoxSamples as BoxSamples
+    from stillroom.data.digit_scenes import digit_scenes as digit_scenes
+    from stillroom.data.condensed import CondensedSet as CondensedSet
     from stillroom.data.embedded import digits as digits
     from stillroom.data.embedded import keep_labels as keep_labels
+    from stillroom.data.formation import decode_formation as decode_formation
+    from stillroom.data.formation import encode_formation as encode_formation
+    from stillroom.data.modalities import digit_halves as digit_halves
+    from stillroom.data.modalities import pair_by_class as pair_by_class
+    from stillroom.data.modalities import spoken_and_written_digits as spoken_and_written_digits
     from stillroom.data.procedural import blobs as blobs
     from stillroom.data.procedural import scenes as scenes
     from stillroom.data.procedural import shapes as shapes
@@ -24,6 +33,9 @@ if TYPE_CHECKING:
     from stillroom.data.samples import Samples as Samples
     from stillroom.data.samples import Splits as Splits
     from stillroom.data.samples import TensorSamples as TensorSamples
+    from stillroom.data.sound import log_mel as log_mel
+    from stillroom.data.sound import read_wav as read_wav
+    from stillroom.data.sound import spoken_digits as spoken_digits
     from stillroom.data.sources import load_data as load_data
     from stillroom.data.stream import Stream as Stream
     from stillroom.data.stream import sequential as sequential
@@ -35,9 +47,19 @@ if TYPE_CHECKING:
     from stillroom.data.tokenizer import Tokenizer as Tokenizer
 
 _EXPORTS = {
+    "digit_halves": "modalities",
+    "pair_by_class": "modalities",
+    "spoken_and_written_digits": "modalities",
+    "log_mel": "sound",
+    "read_wav": "sound",
+    "spoken_digits": "sound",
     "AUGMENTATIONS": "augment",
     "Augmentation": "augment",
     "Batch": "batch",
+    "BoxSamples": "boxes",
+    "Ragged": "batch",
+    "digit_scenes": "digit_scenes",
+    "CondensedSet": "condensed",
     "CharacterTokenizer": "tokenizer",
     "LazySamples": "samples",
     "Passage": "text",
@@ -51,6 +73,8 @@ _EXPORTS = {
     "UNLABELLED": "batch",
     "augmentation": "augment",
     "choose": "rows",
+    "decode_formation": "formation",
+    "encode_formation": "formation",
     "load_data": "sources",
     "shapes": "procedural",
     "scenes": "procedural",

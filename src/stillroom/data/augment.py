@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillroom.data.batch import UNLABELLED, Batch
+from stillroom.data.batch import UNLABELLED, Batch, Ragged
 
 
 class Augmentation(Protocol):
@@ -124,20 +124,42 @@ class ResizedCropFlip:
         return batch.replace(**changes)
 
 
+@dataclass(frozen=True)
+class FlipTranspose:
+    """Mirrors square images left to right, upside down and along the diagonal, each with probability a half.
+
+    Labels that are images `(N, C, H, W)` or masks `(N, H, W)` of any square size move with their inputs.
+    Uniform numbers: left to right, upside down, transpose (each below 0.5).
+    """
+
+    draws: int = 3
+
+    def __call__(self, batch: Batch, uniform: Tensor) -> Batch:
+        """Mirror inputs and labels by `uniform` `(N, 3)`."""
+        images = _images(batch, uniform, self.draws)
+        changes: dict[str, Any] = {"inputs": _mirrored(images, uniform)}
+        labels = batch.labels
+        if isinstance(labels, Tensor) and labels.ndim in (3, 4):
+            changes["labels"] = _mirrored(labels, uniform)
+        return batch.replace(**changes)
+
+
 none = Unchanged()
 shift = Shift(1)
 crop_flip = Shift(4, flip=True)
 resized_crop_flip = ResizedCropFlip()
+flip_transpose = FlipTranspose()
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": none,
     "shift": shift,
     "crop_flip": crop_flip,
     "resized_crop_flip": resized_crop_flip,
+    "flip_transpose": flip_transpose,
 }
 
 
 def augmentation(name: str) -> Augmentation:
-    """Find a policy by name: "none", "shift" (1 pixel), "crop_flip" (4 pixels and mirror) or "resized_crop_flip".
+    """Find a policy by name: none, shift (1 pixel), crop_flip (4 pixels, mirror), resized_crop_flip or flip_transpose.
 
     Raises:
         ValueError: another name.
@@ -152,8 +174,24 @@ def draws_of(augment: Augmentation) -> int:
     return int(getattr(augment, "draws", 8))
 
 
+def _mirrored(images: Tensor, uniform: Tensor) -> Tensor:
+    if images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"flip_transpose needs square images, given {tuple(images.shape)}: cut square patches")
+    left_right, upside_down, transposed = (
+        (uniform[:, number] < 0.5).view(-1, *(1,) * (images.ndim - 1)).to(images.device) for number in range(3)
+    )
+    images = torch.where(left_right, images.flip(-1), images)
+    images = torch.where(upside_down, images.flip(-2), images)
+    return torch.where(transposed, images.transpose(-1, -2), images)
+
+
 def _images(batch: Batch, uniform: Tensor, draws: int) -> Tensor:
     images = batch.inputs
+    if isinstance(batch.labels, Ragged):
+        raise ValueError(
+            'image augmentation would move images away from their boxes: use augment "none", and let the data set '
+            "itself change image and boxes together (torchvision.transforms.v2)"
+        )
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         given = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f'image augmentation needs float inputs (N, C, H, W), given {given}: use augment "none"')

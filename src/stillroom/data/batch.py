@@ -12,13 +12,36 @@ UNLABELLED = -100
 """The class number that says "no label here" (integer labels; NaN says it in float labels)."""
 
 
+class Ragged(list[Any]):
+    """One value per sample where shapes differ: images of several sizes, the boxes of each image.
+
+    It is a list that rows are taken of as of a tensor: by slices, row numbers and masks. A sample without a label
+    holds None.
+
+    Example:
+        >>> sizes = Ragged([torch.zeros(1), torch.zeros(2), torch.zeros(3)])
+        >>> [len(value) for value in sizes[torch.tensor([2, 0])]]
+        [3, 1]
+    """
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, slice):
+            return Ragged(super().__getitem__(rows))
+        if isinstance(rows, Tensor) and rows.ndim:
+            rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+            return Ragged([super(Ragged, self).__getitem__(row) for row in rows.tolist()])
+        return super().__getitem__(int(rows))
+
+
 class Batch:
     """Samples that go through the networks together.
 
     Args:
-        inputs: what the networks are called with: a tensor `(N, ...)`, or a list, tuple or dict of them.
+        inputs: what the networks are called with: a tensor `(N, ...)`, or a list, tuple or dict of them; `Ragged`
+            where every sample has a shape of its own.
         labels: `(N, ...)` as the task says; None where there are none. Rows without a label hold -100 (integers) or NaN
-            (floats).
+            (floats). Or `Ragged`, one value per sample; a plain list becomes one, and so do inputs that are a list
+            then.
         index: `(N,)` int64, the number of each sample in its data set: caches and per-sample memories use it.
         **fields: further named values, read as attributes; tensors of first size N are cut and moved with the rest.
 
@@ -26,7 +49,10 @@ class Batch:
         ValueError: labels or index have another number of rows than inputs.
     """
 
-    def __init__(self, inputs: Any, labels: Tensor | None = None, index: Tensor | None = None, **fields: Any) -> None:
+    def __init__(self, inputs: Any, labels: Any = None, index: Tensor | None = None, **fields: Any) -> None:
+        if isinstance(labels, list):
+            labels = labels if isinstance(labels, Ragged) else Ragged(labels)
+            inputs = Ragged(inputs) if type(inputs) is list else inputs
         self.inputs = inputs
         self.labels = labels
         self.index = index
@@ -36,6 +62,8 @@ class Batch:
                 raise ValueError(f"batch.{name} has {len(value)} rows, but batch.inputs has {len(self)}")
 
     def __len__(self) -> int:
+        if isinstance(self.inputs, Ragged):
+            return len(self.inputs)
         first = next(tensors_in(self.inputs), None)
         return 0 if first is None else len(first)
 
@@ -54,15 +82,24 @@ class Batch:
     def __getitem__(self, rows: slice | Tensor) -> Batch:
         """Take some rows of every tensor that has one row per sample."""
         size = len(self)
-        return self.map(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor)
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Ragged):
+                return value[rows]
+            return map_tensors(value, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor)
+
+        return self._each(taken)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor in the batch."""
+        return self._each(lambda value: map_tensors(value, function))
+
+    def _each(self, function: Callable[[Any], Any]) -> Batch:
         return Batch(
-            map_tensors(self.inputs, function),
+            function(self.inputs),
             None if self.labels is None else function(self.labels),
             None if self.index is None else function(self.index),
-            **{name: map_tensors(value, function) for name, value in self.fields.items()},
+            **{name: function(value) for name, value in self.fields.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -80,6 +117,8 @@ class Batch:
         if self.labels is None:
             first = next(tensors_in(self.inputs))
             return torch.zeros(len(self), dtype=torch.bool, device=first.device)
+        if isinstance(self.labels, Ragged):
+            return torch.tensor([label is not None for label in self.labels], dtype=torch.bool)
         known = ~self.labels.isnan() if self.labels.is_floating_point() else self.labels != UNLABELLED
         return known.flatten(1).any(1) if known.ndim > 1 else known
 

@@ -20,7 +20,9 @@ def _labelled(part: Part) -> bool:
         return part.labels.ndim > 2 or bool(is_known(part.labels).any())
     if isinstance(part, ImagePart):
         return part.open_mask is not None
-    return isinstance(part, SamplesPart) and part.samples.lazy  # labels too large to keep come with the inputs
+    if not isinstance(part, SamplesPart):
+        return False
+    return part.samples.lazy or part.samples.has_labels  # labels too large to keep come with the inputs
 
 
 def _take(rows: Tensor, size: int, seed: int, part: Part) -> tuple[Tensor, Tensor]:
@@ -99,6 +101,13 @@ def cut(
 
 def decide_form(source: Source, image_size: int | None, channels: int | None) -> Form | None:
     """Decide what shape the inputs are brought to, not looking at the pool; None where all are left alone."""
+    if source.kind == "detection":
+        if image_size is not None or channels is not None:
+            raise ValueError(
+                "detectors bring images to their own size, boxes included: leave image_size and channels out, and name "
+                "the size with the model (torchvision/NAME@400)"
+            )
+        return None
     main = [part for name, part in source.parts.items() if name != "unlabelled"]
     encoded = [part for part in main if isinstance(part, ImagePart)]
     if encoded:

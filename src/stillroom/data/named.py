@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from PIL import Image
 
+from stillroom.data.digit_scenes import digit_scenes, digit_scenes_shifted
 from stillroom.data.embedded import digits
 from stillroom.data.images import ImagePart
 from stillroom.data.labels import read_labels
+from stillroom.data.modalities import digit_halves, spoken_and_written_digits
 from stillroom.data.parts import Part, Source
 from stillroom.data.procedural import blobs, scenes, shapes
 from stillroom.data.samples import Splits
+from stillroom.data.sound import spoken_digits
 from stillroom.data.tables import read_datasets
 from stillroom.data.text import documentation
 
@@ -26,6 +29,11 @@ BUILT_IN: dict[str, Callable[[], Splits]] = {
     "scenes": scenes,
     "blobs": blobs,
     "documentation": documentation,
+    "digit-halves": digit_halves,
+    "spoken-digits": spoken_digits,
+    "spoken-and-written-digits": spoken_and_written_digits,
+    "digit-scenes": digit_scenes,
+    "digit-scenes-shifted": digit_scenes_shifted,
 }
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 BY_HAND = {
@@ -49,6 +57,15 @@ def read_hub(name: str, **columns: Any) -> Source:
     Raises:
         ConnectionError: it cannot be fetched.
     """
+    return read_datasets(fetch_hub(name), name, **columns)
+
+
+def fetch_hub(name: str) -> Any:
+    """Fetch a data set from the Hugging Face hub as its own library has it.
+
+    Raises:
+        ConnectionError: it cannot be fetched.
+    """
     import datasets
     from huggingface_hub import constants
 
@@ -57,7 +74,7 @@ def read_hub(name: str, **columns: Any) -> Source:
     try:
         if not before[0] and not _hub_answers():  # the library would ask again and again for half a minute
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        found = datasets.load_dataset(repository, config or None)
+        return datasets.load_dataset(repository, config or None)
     except Exception as error:  # network, missing, private and broken data sets raise a dozen different types
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ConnectionError(
@@ -66,7 +83,6 @@ def read_hub(name: str, **columns: Any) -> Source:
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-    return read_datasets(found, name, **columns)
 
 
 def _hub_answers() -> bool:

@@ -68,7 +68,7 @@ class SamplesPart:
 
     def __init__(self, samples: Samples, labels: Tensor | None = None, *, numbered: bool = False) -> None:
         self.samples = samples if labels is None else samples.relabel(labels)
-        self.labels = self.samples.labels
+        self.labels = self.samples.labels if isinstance(self.samples.labels, Tensor) else None
         self.numbers = samples.index if numbered else None
 
     def __len__(self) -> int:

@@ -38,7 +38,7 @@ def choose(length: int, size: int, seed: int, labels: Tensor | None = None) -> T
     if not 0 <= size <= length:
         raise ValueError(f"cannot choose {size} of {length} samples: give a number from 0 to {length}")
     order = torch.randperm(length, generator=generator(seed, 0))
-    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return order[:size].sort().values
     classes, members = labels.unique(return_inverse=True)
     counts = torch.bincount(members, minlength=len(classes))

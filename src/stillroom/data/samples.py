@@ -11,11 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.data.batch import UNLABELLED, Batch, map_tensors, tensors_in
+from stillroom.data.batch import UNLABELLED, Batch, Ragged, map_tensors, tensors_in
 
-Kind = Literal["classification", "multi-label", "segmentation", "regression", "language-modelling", "unlabelled"]
+Kind = Literal[
+    "classification",
+    "multi-label",
+    "segmentation",
+    "detection",
+    "regression",
+    "language-modelling",
+    "super-resolution",
+    "unlabelled",
+]
 KINDS: tuple[str, ...] = (
-    *("classification", "multi-label", "segmentation", "regression", "language-modelling", "unlabelled"),
+    *("classification", "multi-label", "segmentation", "detection", "regression", "language-modelling", "super-resolution"),
+    "unlabelled",
 )
 
 
@@ -28,7 +38,8 @@ class Samples(Dataset[Any]):
     Args:
         length: number of samples in the whole data set.
         shape: shape of one input.
-        labels: `(length, ...)`, integers or floats, where they are known without reading the inputs; else None.
+        labels: `(length, ...)`, integers or floats, or `Ragged`, where they are known without reading the inputs;
+            else None.
         index: `(length,)` int64, a number per sample; by default 0, 1, 2, ...
         fields: further tensors of `length` rows, carried along to every batch under their names.
 
@@ -39,22 +50,31 @@ class Samples(Dataset[Any]):
     lazy: bool = False
     """Whether a batch costs decoding or reading, so that reading ahead pays."""
 
+    largest_batch: int | None = None
+    """Most rows that are read together; 1 where inputs differ in size."""
+
+    reads_labels: bool = False
+    """Whether labels that come with the inputs go before those known up front (boxes that move with their image)."""
+
+    draws: int = 0
+    """Random numbers that a row takes each time it is trained on (where to cut a patch); see `_read_drawn`."""
+
     def __init__(
         self,
         length: int,
         shape: Sequence[int],
-        labels: Tensor | None = None,
+        labels: Tensor | Ragged | None = None,
         index: Tensor | None = None,
         fields: Mapping[str, Tensor] | None = None,
     ) -> None:
-        named = {"labels": labels, "index": index, **(fields or {})}
+        named: dict[str, Any] = {"labels": labels, "index": index, **(fields or {})}
         for name, value in named.items():
             if value is not None and len(value) != length:
                 raise ValueError(f"{name} has {len(value)} rows, but there are {length} samples: give one row each")
         if index is not None and index.dtype != torch.int64:
             raise ValueError(f"index must be int64 sample numbers, given dtype {index.dtype}")
         self.shape = tuple(int(size) for size in shape)
-        self._labels = labels
+        self._labels: Any = labels
         self._index = torch.arange(length) if index is None else index
         self._fields = dict(fields or {})
         self._rows: Tensor | None = None  # None: all of them, in order
@@ -63,21 +83,26 @@ class Samples(Dataset[Any]):
         """Read rows of the whole data set: inputs, labels where they are not in `self._labels`, further fields."""
         raise NotImplementedError(f"{type(self).__name__} must define _read(rows)")
 
-    def batch(self, rows: Tensor | Sequence[int]) -> Batch:
+    def _read_drawn(self, rows: Tensor, uniform: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
+        """Read rows for training, where `draws` is above 0: as `_read`, by numbers `(N, draws)` in [0, 1)."""
+        raise NotImplementedError(f"{type(self).__name__} must define _read_drawn(rows, uniform)")
+
+    def batch(self, rows: Tensor | Sequence[int], uniform: Tensor | None = None) -> Batch:
         """Read some rows.
 
         Args:
             rows: `(N,)` int64 row numbers in [0, len(self)), in any order, repeated or not.
+            uniform: `(N, draws)` in [0, 1), where rows are drawn anew each time; None for the rows as they are.
 
         Returns:
             A batch whose integer labels are int64 and whose float labels are float32.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         taken = rows if self._rows is None else self._rows[rows]
-        inputs, labels, fields = self._read(taken)
-        if self._labels is not None:
+        inputs, labels, fields = self._read(taken) if uniform is None else self._read_drawn(taken, uniform)
+        if self._labels is not None and not (self.reads_labels and labels is not None):
             labels = self._labels[taken]
-        if labels is not None:
+        if isinstance(labels, Tensor):
             labels = labels.float() if labels.is_floating_point() else labels.long()
         kept = {name: value[taken] for name, value in self._fields.items()}
         return Batch(inputs, labels, self._index[taken], **kept, **fields)
@@ -93,13 +118,18 @@ class Samples(Dataset[Any]):
         part._rows = rows if self._rows is None else self._rows[rows]
         return part
 
-    def relabel(self, labels: Tensor | None) -> Samples:
+    def relabel(self, labels: Tensor | Ragged | None) -> Samples:
         """Exchange the labels of these samples, one row each, or drop them (None)."""
         if labels is not None and len(labels) != len(self):
             raise ValueError(f"labels has {len(labels)} rows, but there are {len(self)} samples: give one row each")
         other = copy.copy(self)
         other._drop_labels()
-        if labels is not None and self._rows is not None:
+        if isinstance(labels, Ragged) and self._rows is not None:
+            spread = Ragged([None] * len(self._index))
+            for row, label in zip(self._rows.tolist(), labels, strict=True):
+                spread[row] = label
+            labels = spread
+        elif isinstance(labels, Tensor) and self._rows is not None:
             nothing = float("nan") if labels.is_floating_point() else UNLABELLED
             whole = labels.new_full((len(self._index), *labels.shape[1:]), nothing)
             whole[self._rows] = labels
@@ -120,9 +150,14 @@ class Samples(Dataset[Any]):
         self._labels = None
 
     @property
-    def labels(self) -> Tensor | None:
+    def labels(self) -> Any:
         """`(len(self), ...)` labels of these samples; None where there are none or they come with the inputs only."""
         return self._labels if self._labels is None or self._rows is None else self._labels[self._rows]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows carry labels, known up front or read with the inputs."""
+        return self._labels is not None
 
     @property
     def index(self) -> Tensor:
@@ -146,11 +181,14 @@ class Samples(Dataset[Any]):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} samples")
         batch = self.batch(torch.tensor([row % len(self)]))
-        inputs = map_tensors(batch.inputs, lambda tensor: tensor[0])
+        ragged = isinstance(batch.inputs, Ragged)
+        inputs = batch.inputs[0] if ragged else map_tensors(batch.inputs, lambda tensor: tensor[0])
         return inputs if batch.labels is None else (inputs, batch.labels[0])
 
     def __repr__(self) -> str:
-        labels = "no labels" if self.labels is None else f"labels {tuple(self.labels.shape[1:])} {self.labels.dtype}"
+        labels = "no labels" if self.labels is None else "labels of any shape"
+        if isinstance(self.labels, Tensor):
+            labels = f"labels {tuple(self.labels.shape[1:])} {self.labels.dtype}"
         return f"{type(self).__name__}({len(self)} of {self.shape}, {labels})"
 
 
@@ -160,7 +198,7 @@ class TensorSamples(Samples):
     Args:
         inputs: a tensor `(N, ...)`, or a dict, list or tuple of them. uint8 images are kept as they are and become
             float32 in [0, 1] in `batch`; float64 becomes float32; other integers (token numbers) stay.
-        labels: `(N, ...)`; class numbers (any integers), class masks, or floats.
+        labels: `(N, ...)`; class numbers (any integers), class masks, or floats; or `Ragged` of N values.
         index: `(N,)` int64; by default 0, 1, 2, ...
         fields: further tensors of N rows, carried along.
 
@@ -171,7 +209,7 @@ class TensorSamples(Samples):
     def __init__(
         self,
         inputs: Any,
-        labels: Tensor | None = None,
+        labels: Tensor | Ragged | None = None,
         index: Tensor | None = None,
         *,
         fields: Mapping[str, Tensor] | None = None,
@@ -250,7 +288,8 @@ class Splits:
         classes: names of the classes, in the order of their numbers.
         name: what the data set is called.
         notes: sentences for the user: what was skipped, resized, split, assumed.
-        kind: "classification", "multi-label", "segmentation", "regression", "language-modelling" or "unlabelled".
+        kind: "classification", "multi-label", "segmentation", "detection", "regression", "language-modelling",
+            "super-resolution" or "unlabelled".
         tokenizer: what turned text into the tokens of the inputs; None where they are no text.
     """
 

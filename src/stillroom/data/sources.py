@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from stillroom.data.condensed import is_condensed, read_condensed
+from stillroom.data.boxes import gives_boxes, is_coco, read_boxes, read_coco, read_image_pool
 from stillroom.data.cut import cut, decide_form, load
 from stillroom.data.embedded import keep_labels
 from stillroom.data.folder import read_folder
@@ -46,12 +48,15 @@ def load_data(
         spec: what to load:
 
             - a built-in name: "digits", "shapes" (multi-label), "scenes" (segmentation), "blobs" (regression),
+              "digit-scenes" and "digit-scenes-shifted" (detection),
               "documentation" (language modelling);
             - a name such as "cifar10": from the folder STILLROOM_DATA names, else from the hub;
             - "hf:OWNER/NAME" or "hf:OWNER/NAME:CONFIG" from the Hugging Face hub, "torchvision:CIFAR10";
-            - a path: an image folder (see `stillroom.data.folder`), a Parquet file or folder, a `save_to_disk` folder;
+            - a path: an image folder (see `stillroom.data.folder`), a Parquet file or folder, a `save_to_disk` folder,
+              a condensed set (`stillroom.data.CondensedSet`), a COCO folder (see `stillroom.data.boxes`);
             - arrays `(X, y)`, `(X, None)`, `((X, y), (X_test, y_test))`, dicts of them, `Samples`, `Splits`;
-            - a torch `Dataset` or `DataLoader` (its data set and collate_fn; iterable ones are refused).
+            - a torch `Dataset` or `DataLoader` (its data set and collate_fn; iterable ones are refused), also of images
+              with boxes, `(image, {"boxes", "labels"})`, as torchvision's detectors take them.
         image_size: side of the square that images are resized (short side) and cropped to; None: the size they all
             have, or 224 where sizes differ.
         channels: 1 for grey, 3 for colour; None: as they are.
@@ -117,7 +122,8 @@ def find_source(
         _no_columns(columns, spec)
         return _retask(of_splits(BUILT_IN[spec]()), task)
     if not isinstance(spec, (str, Path)):
-        source = read_objects(spec, task=task, **columns)
+        boxed = not isinstance(spec, Splits) and (task == "detection" or (task is None and gives_boxes(spec)))
+        source = read_boxes(spec) if boxed else read_objects(spec, task=task, **columns)
         return _retask(source, task) if isinstance(spec, Splits) else source
     text = str(spec)
     if text.startswith("hf:"):
@@ -151,6 +157,9 @@ def _read_path(path: Path, task: str | None, columns: dict[str, str | None]) -> 
         if path.suffix.lower() != ".parquet":
             raise ValueError(f"{str(path)!r} is a file of unknown type: expected a folder or a .parquet file")
         return read_parquet(path, task=task, **columns)
+    if task == "detection" or (task is None and is_coco(path)):
+        _no_columns(columns, str(path))
+        return read_coco(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         import datasets
 
@@ -158,6 +167,8 @@ def _read_path(path: Path, task: str | None, columns: dict[str, str | None]) -> 
     if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
         return read_parquet(path, task=task, **columns)
     _no_columns(columns, str(path))
+    if is_condensed(path):
+        return _retask(read_condensed(path), task)
     return read_folder(path, task=task)
 
 
@@ -194,7 +205,9 @@ def _check_options(
 
 
 def _add_pool(source: Source, spec: Any) -> None:
-    pool = find_source(spec, task="unlabelled")
+    built_in = isinstance(spec, Splits) or (isinstance(spec, str) and spec in BUILT_IN)
+    any_size = source.kind == "detection" and not built_in
+    pool = read_image_pool(spec) if any_size else find_source(spec, task="unlabelled")
     if "unlabelled" in source.parts:
         source.notes.append("the data set's own unlabelled part is replaced by the pool given")
     part = pool.parts.get("unlabelled") or pool.parts.get("train")

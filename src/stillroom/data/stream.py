@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from stillroom.data.augment import Augmentation, draws_of
-from stillroom.data.batch import UNLABELLED, Batch
+from stillroom.data.batch import UNLABELLED, Batch, Ragged
 from stillroom.data.rows import generator
 from stillroom.data.samples import Samples
 
 T = TypeVar("T")
-ORDER, POOL_ORDER, AUGMENT = 1, 2, 3  # what a seed's random numbers are for
+ORDER, POOL_ORDER, AUGMENT, DRAW, POOL_DRAW = 1, 2, 3, 4, 5  # what a seed's random numbers are for
 
 
 class Stream:
@@ -81,7 +81,7 @@ class Stream:
                 raise ValueError(f"{rows} rows cannot be shared evenly by {world} processes: make {name} a multiple")
         self._offset = 0
         if pool is not None:
-            if pool.shape != samples.shape:
+            if pool.shape != samples.shape and 1 not in (len(pool.shape), len(samples.shape)):  # 1: of any size
                 raise ValueError(
                     f"unlabelled inputs have shape {pool.shape}, but labelled ones have shape {samples.shape}: "
                     "load both with the same image_size and channels"
@@ -104,10 +104,11 @@ class Stream:
             raise ValueError(f"step must be 0 or more, given {step}")
         mine = slice(self.rank, None, self.world)
         rows = self._rows(ORDER, step, len(self.samples), self.batch_size)
-        batch = self.samples.batch(rows[mine])
+        batch = self.samples.batch(rows[mine], self._drawn(self.samples, DRAW, step, self.batch_size))
         if self.pool is not None:
             pool_rows = self._rows(POOL_ORDER, step, len(self.pool), self.pool_batch)
-            batch = follow(batch, self.pool.batch(pool_rows[mine]), self._offset)
+            drawn = self._drawn(self.pool, POOL_DRAW, step, self.pool_batch)
+            batch = follow(batch, self.pool.batch(pool_rows[mine], drawn), self._offset)
         if self.augment is None:
             return batch
         uniform = torch.rand(
@@ -120,6 +121,13 @@ class Stream:
         steps: Iterable[int] = _count(start, stop)
         lazy = self.samples.lazy or (self.pool is not None and self.pool.lazy)
         return ahead(self.batch, steps, self.workers if lazy else 0)
+
+    def _drawn(self, samples: Samples, purpose: int, step: int, size: int) -> Tensor | None:
+        """This process's share of the random numbers that rows take to be read; None where they take none."""
+        if not samples.draws:
+            return None
+        uniform = torch.rand(size, samples.draws, generator=generator(self.seed, purpose, step))
+        return uniform[self.rank :: self.world]
 
     def _rows(self, purpose: int, step: int, length: int, size: int) -> Tensor:
         epoch, place = divmod(step, length // size)
@@ -135,12 +143,13 @@ def sequential(samples: Samples, batch_size: int, *, workers: int = 0) -> Iterat
 
     Args:
         samples: what is evaluated on.
-        batch_size: rows of a batch, 1 or more.
+        batch_size: rows of a batch, 1 or more; fewer where the samples do not stand so many (`largest_batch`).
         workers: threads that read ahead, for samples that are not in memory.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, given {batch_size}")
-    rows = torch.arange(len(samples)).split(batch_size) if len(samples) else ()
+    size = min(batch_size, samples.largest_batch or batch_size)
+    rows = torch.arange(len(samples)).split(size) if len(samples) else ()
     return ahead(samples.batch, rows, workers if samples.lazy else 0)
 
 
@@ -160,8 +169,10 @@ def follow(batch: Batch, pool: Batch, offset: int = 0) -> Batch:
             f"labelled samples carry the fields {sorted(batch.fields)}, but unlabelled ones {sorted(pool.fields)}: "
             "give both the same"
         )
-    labels = None
-    if batch.labels is not None:
+    labels: Any = None
+    if isinstance(batch.labels, Ragged):
+        labels = Ragged([*batch.labels, *[None] * len(pool)])
+    elif batch.labels is not None:
         nothing = float("nan") if batch.labels.is_floating_point() else UNLABELLED
         labels = torch.cat([batch.labels, batch.labels.new_full((len(pool), *batch.labels.shape[1:]), nothing)])
     index = None
@@ -203,6 +214,8 @@ def _join(first: Any, second: Any) -> Any:
         return torch.cat([first, second])
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         return {key: _join(value, second[key]) for key, value in first.items()}
+    if isinstance(first, Ragged) or isinstance(second, Ragged):
+        return Ragged([*first, *second])
     if isinstance(first, (list, tuple)) and type(first) is type(second) and len(first) == len(second):
         return type(first)(_join(one, other) for one, other in zip(first, second, strict=True))
     raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stillroom.hub.detectors import torchvision_arguments
 from stillroom.hub.model import Model, describe, name_of
 
 _WITHOUT_US = {
@@ -66,7 +67,11 @@ def _without_us(config: Mapping[str, Any]) -> str:
     if kind == "torchvision":
         name = name.rsplit("/", 1)[-1]
         template = _WITHOUT_US[kind]
-        if not str(config["name"]).startswith("segmentation/"):
+        if name.startswith("fasterrcnn"):
+            if options.pop("frozen_norms", False):
+                return ""
+            options = torchvision_arguments(options)
+        elif not str(config["name"]).startswith("segmentation/"):
             template = template.replace("weights_backbone=None, ", "")
     else:
         template = _WITHOUT_US[kind]

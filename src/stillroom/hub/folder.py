@@ -16,6 +16,7 @@ from stillroom.blocks.taps import unwrapped
 from stillroom.checkpoint import write_bytes
 from stillroom.hub import building, code
 from stillroom.hub.card import model_card
+from stillroom.hub.detectors import wrapper_of
 from stillroom.hub.fetch import quiet
 from stillroom.hub.foreign import foreign_config
 from stillroom.hub.model import Model, class_path, name_of
@@ -65,7 +66,7 @@ def save(
 
     folder = Path(folder)
     model = unwrapped(model)
-    wrapped = model if isinstance(model, Model) else Model(model, channels=None)
+    wrapped = model if isinstance(model, Model) else wrapper_of(model)(model, channels=None)
     state = _tensors(unwrapped(wrapped.net))
     if (folder / STUDENT_FILE).exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a student already: save into another folder, or pass overwrite=True")

@@ -11,6 +11,7 @@ from torch import nn
 
 from stillroom.blocks.frozen import Frozen
 from stillroom.hub import building, code
+from stillroom.hub.detectors import wrapper_of
 from stillroom.hub.folder import is_folder, load_folder
 from stillroom.hub.model import Model, name_of
 from stillroom.hub.plan import Plan, Wish
@@ -226,7 +227,7 @@ def _built(plan: Plan, wish: Wish) -> Model:
     state = ("pretrained, new head" if new_head else "pretrained") if wish.pretrained else "untrained"
     named = Path(plan.name).name if plan.kind == "hf" and Path(plan.name).is_dir() else plan.name  # no paths in cards
     source = {"kind": plan.kind, "name": named, "options": plan.options, "weights": state}
-    model = Model(
+    model = wrapper_of(net)(
         net,
         channels=wish.channels,
         net_channels=plan.net_channels,
@@ -276,7 +277,7 @@ def _wrapped(
     taken = _first_channels(net)
     channels = (3 if taken is None else taken) if channels is None else channels
     adapted = taken if taken is not None and (channels, taken) in ((1, 3), (3, 1)) else channels
-    model = Model(
+    model = wrapper_of(net)(
         net, channels=channels, net_channels=adapted, size=size, classes=classes, image_size=image_size, source=source
     )
     model.training = net.training

@@ -122,8 +122,10 @@ class Model(nn.Module):
     @classmethod
     def from_config(cls, net: nn.Module, config: Mapping[str, Any], notes: Sequence[str] = ()) -> Model:
         """Wrap a network as a `config` says."""
+        from stillroom.hub.detectors import wrapper_of
+
         rest = {name: value for name, value in config.items() if name not in _INPUTS}
-        return cls(net, **{name: config.get(name) for name in _INPUTS}, source=rest, notes=notes)
+        return wrapper_of(net)(net, **{name: config.get(name) for name in _INPUTS}, source=rest, notes=notes)
 
     def probe(self) -> None:
         """Ask the network about two grey images of the size that callers give, where it is known; nothing is changed.

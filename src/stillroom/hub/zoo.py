@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillroom.hub import detectors
 from stillroom.hub.fetch import from_address, from_hugging_face, quiet
 from stillroom.hub.plan import HALF, Plan, Wish, nearest, per_channel, size_note
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TIMM_OPTIONS = ("num_classes", "in_chans", "img_size")
-TORCHVISION_OPTIONS = ("num_classes", "channels", "image_size")
+TORCHVISION_OPTIONS = ("num_classes", "channels", "image_size", "frozen_norms")
 EMBEDDED_OPTIONS = ("classes", "in_channels", "image_size")
 
 
@@ -103,6 +104,8 @@ def torchvision_plans(name: str, wish: Wish) -> list[Plan]:
         ValueError: torchvision has no such classifier or segmentation network, or one that cannot work at that size.
     """
     weights = _torchvision_weights(name).DEFAULT
+    if name in detectors.torchvision_names():
+        return detectors.torchvision_plans(name, wish)
     transforms = weights.transforms()
     options: dict[str, Any] = {
         "num_classes": wish.classes or len(weights.meta["categories"]),
@@ -123,6 +126,8 @@ def torchvision_plans(name: str, wish: Wish) -> list[Plan]:
 
 def build_torchvision(name: str, options: dict[str, Any], pretrained: bool) -> tuple[nn.Module, bool]:
     """Build a torchvision network; returns it and whether its head is new beside pretrained layers."""
+    if name in detectors.torchvision_names():
+        return detectors.build_torchvision(name, options, pretrained)
     weights = _torchvision_weights(name).DEFAULT
     from torchvision import models
 
@@ -153,6 +158,7 @@ def _torchvision_weights(name: str) -> Any:
         from torchvision import models
     known = models.list_models(module=models)
     known += [f"segmentation/{dense}" for dense in models.list_models(module=models.segmentation)]
+    known += detectors.torchvision_names()
     if name not in known:
         raise ValueError(
             f"torchvision has no classifier or segmentation network {name!r}: the nearest are {nearest(name, known)}"
@@ -211,6 +217,8 @@ def embedded_plans(name: str, wish: Wish) -> list[Plan]:
     Raises:
         ValueError: pretrained weights are wanted, or the number of classes is not given.
     """
+    if name.startswith("detector-"):
+        return detectors.embedded_plans(name, wish)
     if wish.pretrained:
         raise ValueError(f"{name!r} has no pretrained weights: leave @pretrained out, or give weights=")
     if wish.classes is None:
@@ -227,4 +235,5 @@ def build_embedded(name: str, options: dict[str, Any], pretrained: bool) -> tupl
     """Build one of our small networks."""
     from stillroom.blocks import models
 
-    return models.build(name, **options), False
+    build = detectors.build_embedded if name.startswith("detector-") else models.build
+    return build(name, **options), False

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from stillroom.losses.ranking import plackett_luce_loss as plackett_luce_loss
     from stillroom.losses.ranking import pld_loss as pld_loss
     from stillroom.losses.ranking import teacher_optimal_permutation as teacher_optimal_permutation
+    from stillroom.losses.regions import lpld_loss as lpld_loss
+    from stillroom.losses.regions import lpld_weights as lpld_weights
+    from stillroom.losses.regions import region_box_loss as region_box_loss
+    from stillroom.losses.regions import region_kd_loss as region_kd_loss
     from stillroom.losses.relations import crd_loss as crd_loss
     from stillroom.losses.relations import rkd_angle_loss as rkd_angle_loss
     from stillroom.losses.relations import rkd_distance_loss as rkd_distance_loss
@@ -102,7 +106,11 @@ _EXPORTS = {
     "plackett_luce_loss": "ranking",
     "pld_loss": "ranking",
     "prescribed_gradient_loss": "scores",
+    "lpld_loss": "regions",
+    "lpld_weights": "regions",
     "reduce": "_shared",
+    "region_box_loss": "regions",
+    "region_kd_loss": "regions",
     "reverse_kl_divergence": "distributions",
     "review_context_loss": "features",
     "rkd_angle_loss": "relations",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from stillroom.task.base import Meter, Task
+from stillroom.task.detection import Detection, recall_at_precision, score_boxes
 from stillroom.task.generation import Generation, Reference, coverage, frechet_distance, variance_ratio
 from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
 from stillroom.task.language import LanguageModelling
@@ -18,6 +19,7 @@ from stillroom.task.vectors import Embeddings, Regression, nearest
 __all__ = [
     "TASKS",
     "Classification",
+    "Detection",
     "Embeddings",
     "Generation",
     "LanguageModelling",
@@ -35,6 +37,8 @@ __all__ = [
     "luminance",
     "nearest",
     "psnr_y",
+    "recall_at_precision",
+    "score_boxes",
     "spearman_without",
     "ssim_y",
     "task_for",
@@ -43,12 +47,13 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Segmentation, Regression, Embeddings, LanguageModelling, SuperResolution)
+    task.name: task for task in (Classification, MultiLabel, Segmentation, Detection, Regression, Embeddings, LanguageModelling, SuperResolution)
 }
 TaskName = Literal[
     "classification",
     "multi-label",
     "segmentation",
+    "detection",
     "regression",
     "embeddings",
     "language-modelling",

@@ -35,6 +35,16 @@ class Task:
     metric: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    augments: ClassVar[bool] = True
+    """Whether batches may be augmented."""
+    verb: ClassVar[str] = "sort"
+    """What a network does with the data, in the question at the head of a report."""
+    outputs_are: ClassVar[str] = "classes"
+    """What the outputs of a network number, in the plural."""
+    takes: ClassVar[str] = "inputs in [0, 1]"
+    """What a trained network takes, in its model card."""
+    demonstration: ClassVar[dict[str, Any]] = {}
+    """Options of `stillroom distill` where somebody names the task and no models."""
 
     def __init__(
         self,
@@ -124,6 +134,65 @@ class Task:
         """How many outputs a network needs for this data; None where the data does not tell."""
         return len(splits.classes) if splits.classes else None
 
+    def width_of(self, outputs: Tensor) -> int:
+        """How many outputs a network gave."""
+        return outputs.shape[1]
+
+    def for_models(self, teacher: Any, student: Any) -> Task:
+        """Return the task as these models need it (a tokenizer of theirs); by default as it is.
+
+        Args:
+            teacher: what a user named as teacher.
+            student: the same of the student.
+        """
+        return self
+
+    def sample_name(self, splits: Any) -> str:
+        """What one sample is called."""
+        return "sample"
+
+    def pieces(self, batch: Batch, width: int | None) -> Iterable[Batch]:
+        """Cut a batch that is measured so that its outputs fit into memory; by default it stays whole.
+
+        Args:
+            batch: what is measured.
+            width: how many outputs the network gave before; None before its first answer.
+        """
+        return (batch,)
+
+    def collect(self, meter: Meter, outputs: Tensor, batch: Batch, teacher_outputs: Tensor | None) -> None:
+        """Let a meter take one batch."""
+        meter.update(outputs, batch.labels, teacher_outputs)
+
+    def learn(
+        self, student: nn.Module, batch: Batch, teacher: Any = None, *, temperature: float = 1.0
+    ) -> tuple[dict[str, Tensor], Any]:
+        """What a student is taught on a batch, as `baselines.Alone` and `baselines.KD` take it.
+
+        Args:
+            student: what is trained.
+            batch: with labels, or without.
+            teacher: frozen, called with the batch; None for none.
+            temperature: of what the teacher says.
+
+        Returns:
+            Raw terms: "label" where there are labels (with a teacher, where the task needs any), "distill" where there
+            is a teacher; and the student's outputs.
+        """
+        outputs = student(batch.inputs)
+        terms: dict[str, Tensor] = {}
+        if teacher is not None:
+            terms["distill"] = self.distill(outputs, teacher(batch), batch.labels, temperature=temperature)
+        if batch.labels is not None and (self.needs_labels or teacher is None):
+            terms["label"] = self.supervised_loss(outputs, batch.labels)
+        return terms, outputs
+
+    def distill(
+        self, student_outputs: Tensor, teacher_outputs: Tensor, labels: Tensor | None, *, temperature: float = 1.0
+    ) -> Tensor:
+        """The distillation loss of a batch as `baselines.KD` takes it; by default the labels play no part."""
+        return self.distillation_loss(student_outputs, teacher_outputs, temperature=temperature)
+
     def check(self, batch: Batch, outputs: Tensor | None = None) -> None:
         """Check values once, on the first batch: finite inputs and outputs, labels of the right kind and range.
 
@@ -148,6 +217,10 @@ class Task:
 
     def check_labels(self, labels: Tensor, outputs: Tensor | None) -> None:
         """Check the labels' dtype, shape and range against the outputs."""
+
+    def no_teacher(self, measured: dict[str, float]) -> str:
+        """Say in a sentence why a network with these metrics can teach nobody; empty where that cannot be told."""
+        return ""
 
     def meter(self, width: int | None, *, with_teacher: bool = False) -> Meter:
         """Return an empty meter for this task's metrics."""
@@ -182,13 +255,17 @@ class Task:
             network.eval()
             device = device or next((p.device for p in network.parameters()), torch.device("cpu"))
         meter: Meter | None = None
+        width: int | None = None
         try:
             for batch in batches:
-                batch = batch.to(device or "cpu")
-                outputs = _ask(network, batch)
-                if meter is None:
-                    meter = self.meter(outputs.shape[1], with_teacher=teacher is not None)
-                meter.update(outputs.float(), batch.labels, None if teacher is None else _ask(teacher, batch).float())
+                for piece in self.pieces(batch, width):
+                    piece = piece.to(device or "cpu")
+                    outputs = _ask(network, piece)
+                    if meter is None:
+                        width = self.width_of(outputs)
+                        meter = self.meter(width, with_teacher=teacher is not None)
+                    said = None if teacher is None else _ask(teacher, piece).float()
+                    self.collect(meter, outputs.float(), piece, said)
         finally:
             if training:
                 network.train()  # type: ignore[union-attr]
