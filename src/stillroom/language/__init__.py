@@ -1,5 +1,23 @@
-"""What several language systems use: vocabularies that must be one and the same."""
+"""What several language systems use: one vocabulary, generation, replay of what was generated, spans of tokens."""
 
+from stillroom.language.generate import Sequences, draw, evaluating, generate, logits_of
+from stillroom.language.replay import AdaptiveSchedule, ReplayBuffer
+from stillroom.language.spans import SpanFinder, phrases, token_ranges, token_spans, words
 from stillroom.language.vocabulary import cut_to_vocabulary, require_one_vocabulary
 
-__all__ = ["cut_to_vocabulary", "require_one_vocabulary"]
+__all__ = [
+    "AdaptiveSchedule",
+    "ReplayBuffer",
+    "Sequences",
+    "SpanFinder",
+    "cut_to_vocabulary",
+    "draw",
+    "evaluating",
+    "generate",
+    "logits_of",
+    "phrases",
+    "require_one_vocabulary",
+    "token_ranges",
+    "token_spans",
+    "words",
+]
