@@ -60,14 +60,16 @@ def test_no_paragraph_is_in_two_splits():
     assert not found["validation"] & found["test"]
     assert sum(len(topics) for topics in parts.values()) == len(set().union(*parts.values()))
     sizes = {part: sum(map(len, topics.values())) for part, topics in parts.items()}
-    assert sizes["train"] > 5 * sizes["test"] and sizes["test"] > sizes["validation"] > 20_000
+    assert sizes["train"] > 5 * sizes["test"]
+    assert sizes["test"] > sizes["validation"] > 20_000
 
 
 def test_the_cut_does_not_depend_on_the_seed():
     one, other = (load_data("documentation", seed=seed, train_size=20) for seed in (0, 1))
     assert torch.equal(one.test.index, other.test.index)
     assert not torch.equal(one.train.index, other.train.index)
-    assert one.tokenizer == other.tokenizer and len(one.train) == 20
+    assert one.tokenizer == other.tokenizer
+    assert len(one.train) == 20
     assert not set(one.train.index.tolist()) & set(one.test.index.tolist())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stillroom.data.digit_scenes import digit_scenes, digit_scenes_shifted
+from stillroom.data.cluttered import digit_scenes, digit_scenes_shifted
 from stillroom.data.embedded import digits
 from stillroom.data.images import ImagePart
 from stillroom.data.labels import read_labels

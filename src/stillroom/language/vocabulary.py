@@ -75,8 +75,8 @@ def require_one_vocabulary(teacher: Any, student: Any, *, teacher_name: str, stu
     odd = next(token for token in sorted({*theirs, *own}) if theirs.get(token) != own.get(token))
     raise ValueError(
         f"teacher {teacher_name} has a vocabulary of {len(theirs)} tokens and student {student_name} another one of "
-        f"{len(own)} (token {odd!r} is {_told(theirs.get(odd))} and {_told(own.get(odd))}): distillation per token needs "
-        "one tokenizer, so take two models of one family"
+        f"{len(own)} (token {odd!r} is {_told(theirs.get(odd))} and {_told(own.get(odd))}): distillation per token "
+        "needs one tokenizer, so take two models of one family"
     )
 
 

@@ -17,6 +17,8 @@ class Regression(Task):
     """Numbers per sample. Outputs and labels are `(N, D)` floats, NaN for none."""
 
     name = "regression"
+    verb = "predict numbers for"
+    outputs_are = "numbers to predict"
     metric = "r2"
 
     def supervised_loss(self, outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -76,6 +78,7 @@ class Embeddings(Task):
     """Vectors that stand for samples, learned from a teacher's vectors without any labels. Outputs are `(N, D)`."""
 
     name = "embeddings"
+    verb = "embed"
     metric = "neighbour_overlap"
     needs_labels = False
 
