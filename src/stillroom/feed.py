@@ -58,7 +58,7 @@ def stream_for(
         raise ValueError(
             f"unlabelled_batch is {training.unlabelled_batch}, but there are no unlabelled data: give some"
         )
-    if needs.labels != "none" and samples.labels is None and not samples.lazy and task.needs_labels:
+    if needs.labels != "none" and not (samples.has_labels or samples.lazy) and task.needs_labels:
         raise ValueError(
             f"{type(method).__name__} learns from labels, but the training data have none: use a method that needs no "
             "labels, or the embeddings task"

@@ -84,6 +84,7 @@ class Given:
         train_labels: class numbers at their samples' numbers, -100 elsewhere; None where there are none.
         train_size: how many rows a per-sample memory needs.
         classes: number of outputs, where known.
+        tokenizer: what turned the text into tokens; None where the inputs are no text.
     """
 
     task: Task
@@ -91,6 +92,7 @@ class Given:
     train_labels: torch.Tensor | None
     train_size: int
     classes: int | None
+    tokenizer: Any = None
 
 
 def build_method(arm: Callable[..., Method], student: nn.Module, teacher: Any, given: Given) -> Method:
@@ -178,7 +180,7 @@ class TrainingArm:
         student = build_student(self.student, self.task, splits, teacher)
         probe = splits.train.batch(torch.arange(min(2, len(splits.train))))
         width = self.task.width(splits)
-        given = Given(self.task, probe, labels_by_index(splits), population(splits), width)
+        given = Given(self.task, probe, labels_by_index(splits), population(splits), width, splits.tokenizer)
         return build_method(self.method, student, teacher, given)
 
 
@@ -217,6 +219,8 @@ def build_student(student: Any, task: Task, splits: Splits, teacher: Frozen | No
 
 def own_augmentation(splits: Splits) -> str:
     """The augmentation of a data set that is known to stand it; none for data that we know nothing of."""
+    if splits.kind == "super-resolution":
+        return "flip_transpose"
     return "crop_flip" if splits.name in ("cifar10", "tiny-imagenet-100", "camvid") else "none"
 
 

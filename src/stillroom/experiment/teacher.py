@@ -124,6 +124,8 @@ def measure_teacher(
     if device is not None:
         teacher.to(device)
     measured = task.evaluate(teacher, sequential(splits.test, 256, workers=workers), teacher=teacher, device=device)
+    if beats_chance and (complaint := task.no_teacher(measured)):
+        raise TrainingError(complaint)
     labels = splits.test.labels if beats_chance else None
     if labels is not None and (complaint := teacher_beats_chance(measured, task, labels, len(splits.test))):
         raise TrainingError(complaint)

@@ -74,6 +74,34 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, reduction: Reduction
 
 
 @outside_autocast
+def mean_absolute_error(outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """Absolute error over the entries that have a label.
+
+    Per entry, loss = |output - label|.
+
+    Args:
+        outputs: any shape, any float dtype; computed in float32 or wider.
+        labels: the same shape, NaN for none.
+        reduction: over labelled entries: "mean", "sum" or "none". The mean of a batch without any label is 0 and
+            connected to the graph.
+
+    Returns:
+        The labels' unit: a scalar, or for "none" a tensor of the labels' shape, 0 where there is no label.
+
+    Raises:
+        ValueError: shapes disagree.
+
+    Example:
+        >>> float(mean_absolute_error(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 2.0])))
+        2.0
+    """
+    check_same_shape(outputs=outputs, labels=labels)
+    known = ~labels.isnan()
+    values = (at_least_float32(outputs) - torch.where(known, at_least_float32(labels), 0)).abs()
+    return reduce_known(values, known, reduction)
+
+
+@outside_autocast
 def mean_squared_error(outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Squared error per number, over the entries that have a label.
 
