@@ -216,7 +216,7 @@ def test_what_is_no_text_is_refused(tmp_path):
         load_text(tmp_path / "image.png")
     with pytest.raises(ValueError, match="holds no text"):
         load_text(tmp_path)
-    with pytest.raises(ValueError, match="integers.*float32"):
+    with pytest.raises(ValueError, match=r"integers.*float32"):
         load_text(torch.rand(4, 5))
     with pytest.raises(ValueError, match=r"\(20, 10\).*\(20, 9\)"):
         load_text((torch.zeros(20, 10, dtype=torch.int64), torch.zeros(20, 9, dtype=torch.int64)))

@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.blocks.causal import CausalTransformer
+from stillroom.blocks.enlarge import build_enlarger, is_enlarger
+
 NAMES = (
     *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
     *("resnet8x4", "resnet32x4", "wrn-16-1", "wrn-16-2", "wrn-28-2", "wrn-40-1", "wrn-40-2", "vgg8", "vgg13"),
-    *("mlp-16", "mlp-256-256", "conv-8-16", "vit-64-4"),
+    *("mlp-16", "mlp-256-256", "conv-8-16", "convnet-3-128", "vit-64-4"),
 )
-"""Names that `build` knows; the numbers of the last four kinds (wrn, mlp, conv, vit) may be others."""
+"""Names that `build` knows; the numbers of the last kinds (wrn, mlp, conv, convnet, vit) may be others."""
 
 
 def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -30,6 +33,8 @@ def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.M
 
     - "mlp-16", "mlp-256-256": hidden widths, with ReLUs, over the flattened input.
     - "conv-8-16": 3x3 convolution, batch norm and ReLU per width, stride 2 from the second on; then the mean.
+    - "convnet-DEPTH-WIDTH": as many blocks of a 3x3 convolution to WIDTH channels, instance norm, ReLU and 2x2 average
+      pooling, then all positions into the head: the network that dataset distillation is measured with.
     - "resnet8" to "resnet110": three stages of 16, 32 and 64 channels with (depth - 2) / 6 basic blocks each;
       "resnet8x4" and "resnet32x4": a stem of 32 and stages of 64, 128 and 256.
     - "wrn-DEPTH-WIDTH": a wide residual network with (DEPTH - 4) / 6 pre-activation blocks in each of three stages of
@@ -37,23 +42,29 @@ def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.M
     - "vgg8", "vgg13": five stages of 64 to 512 channels with one or two convolutions each and batch norm.
     - "vit-DIM-DEPTH": a vision transformer with a class token, heads of width 16, and patches of 4 pixels, or of 2
       where the image is smaller than 16 pixels.
+    - "gpt-DEPTH-WIDTH": a causal language model over tokens `(N, L)`, in the form of GPT-2, heads of width 16.
+    - "imdn-WIDTH-BLOCKS-xSCALE" and "plain-sr-WIDTH-BLOCKS-xSCALE" enlarge images; see `blocks.build_enlarger`.
 
     Args:
         name: as above; `NAMES` lists examples.
         classes: number of logits, 1 or more.
-        in_channels: channels of the input; for table rows `(N, D)`, which only "mlp" takes, D with an image_size of 1.
+        in_channels: channels of the input; for table rows `(N, D)`, which only "mlp" takes, D with an image_size of 1;
+            for "gpt" the longest sequence that it reads.
         image_size: height and width of the input, in pixels.
 
     Raises:
         ValueError: no network has that name (the message shows the nearest), or the images do not fit it.
 
     Source: He et al. 2016, arXiv:1512.03385 (section 4.2); Zagoruyko and Komodakis 2016, arXiv:1605.07146; Simonyan and
-        Zisserman 2015, arXiv:1409.1556; Dosovitskiy et al. 2021, arXiv:2010.11929; in the sizes used for comparisons of
-        distillation methods since Tian et al. 2020, arXiv:1910.10699.
+        Zisserman 2015, arXiv:1409.1556; Gidaris and Komodakis 2018, arXiv:1804.09458 (convnet); Dosovitskiy et al.
+        2021, arXiv:2010.11929; in the sizes used for comparisons of distillation methods since Tian et al. 2020,
+        arXiv:1910.10699.
     """
     for given, value in (("classes", classes), ("in_channels", in_channels), ("image_size", image_size)):
         if value < 1:
             raise ValueError(f"{given} must be 1 or more, given {value}")
+    if is_enlarger(name):
+        return build_enlarger(name, classes=classes, in_channels=in_channels)
     for pattern, make in _KINDS.items():
         if match := re.fullmatch(pattern, name):
             numbers = [int(number) for number in re.findall(r"\d+", match[0])]
@@ -224,6 +235,27 @@ def _conv(widths: list[int], classes: int, in_channels: int, image_size: int) ->
     return Staged(nn.Identity(), stages, nn.Identity(), widths[-1], classes)
 
 
+def _convnet(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    depth, width = numbers
+    side = image_size >> depth
+    if side < 1:
+        raise ValueError(
+            f"convnet-{depth}-{width} halves its maps {depth} times and needs images of {2**depth} pixels or more, "
+            f"given {image_size}: take fewer blocks"
+        )
+    stages = [
+        nn.Sequential(
+            nn.Conv2d(width if row else in_channels, width, 3, padding=1),
+            nn.GroupNorm(width, width),  # a group per channel: instance norm
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        )
+        for row in range(depth)
+    ]
+    named = {"stages": nn.Sequential(*stages), "flatten": nn.Flatten(), "head": nn.Linear(width * side**2, classes)}
+    return nn.Sequential(OrderedDict(named))
+
+
 def _resnet(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
     depth, wide = numbers[0], len(numbers) > 1
     stem, *widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
@@ -282,11 +314,20 @@ def _vit(numbers: list[int], classes: int, in_channels: int, image_size: int) ->
     )
 
 
+def _gpt(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    depth, width = numbers
+    if width % 16:
+        raise ValueError(f"the width of a gpt must be a multiple of 16, the width of a head, given {width}")
+    return CausalTransformer(classes, width=width, depth=depth, heads=width // 16, context=in_channels)
+
+
 _KINDS: dict[str, Callable[[list[int], int, int, int], nn.Module]] = {
     r"mlp(-\d+)+": _mlp,
     r"conv(-\d+)+": _conv,
+    r"convnet-\d+-\d+": _convnet,
     r"resnet\d+(x4)?": _resnet,
     r"wrn-\d+-\d+": _wrn,
     r"vgg(8|13)": _vgg,
     r"vit-\d+-\d+": _vit,
+    r"gpt-\d+-\d+": _gpt,
 }

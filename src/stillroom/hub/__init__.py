@@ -8,18 +8,22 @@ imported when a model asks for them, and nowhere else in the package.
 
 from stillroom.hub.exporting import Exported, export
 from stillroom.hub.folder import load_folder, save
+from stillroom.hub.language import LanguageModel, language_model, load_tokenizer
 from stillroom.hub.loading import load, load_teacher
 from stillroom.hub.model import Model, describe
 from stillroom.hub.weights import load_weights, read_weights
 
 __all__ = [
     "Exported",
+    "LanguageModel",
     "Model",
     "describe",
     "export",
+    "language_model",
     "load",
     "load_folder",
     "load_teacher",
+    "load_tokenizer",
     "load_weights",
     "read_weights",
     "save",

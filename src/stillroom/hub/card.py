@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillroom.hub.detectors import torchvision_arguments
+from stillroom.hub.language import LanguageModel
 from stillroom.hub.model import Model, describe, name_of
 
 _WITHOUT_US = {
@@ -39,6 +40,15 @@ net.load_state_dict(load_file("student.safetensors"))
 }
 
 
+_LANGUAGE_WITHOUT_US = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+net, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+```
+"""
+
+
 def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
     """Write a minimal README.md: what the model is, what it scored, how to load it with and without stillroom.
 
@@ -53,9 +63,12 @@ def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, An
         parts.append("\n".join(["| metric | value |", "| --- | --- |", *rows]) + "\n")
     named = "" if config["kind"] not in ("module", "function", "file") else ", model=network"
     parts.append(f'```python\nimport stillroom\n\nmodel = stillroom.load("path/to/this/folder"{named})\n```\n')
-    if foreign := _without_us(config):
+    foreign = _without_us(config)
+    if isinstance(model, LanguageModel) and foreign:
+        foreign = _LANGUAGE_WITHOUT_US
+    if foreign:
         parts.append(f"Without stillroom, in this folder:\n\n{foreign}")
-        if inputs := _inputs(config):
+        if not model.takes and (inputs := _inputs(config)):
             parts.append(f"The network inside takes images that were {inputs}.\n")
     return "\n".join(parts)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stillroom.blocks.detection import is_two_stage
 from stillroom.hub.fetch import from_address, quiet
 from stillroom.hub.model import Model, name_of
 from stillroom.hub.plan import HALF, Plan, Wish
@@ -79,11 +78,6 @@ def classes_of(net: nn.Module) -> int | None:
     head: Any = getattr(getattr(net, "roi_heads", None), "box_predictor", None)
     scores = getattr(head, "cls_score", None)
     return None if scores is None else int(scores.out_features) - 1
-
-
-def wrapper_of(net: nn.Module) -> type[Model]:
-    """The class that wraps a network: `Detector` for two-stage detectors, else `Model`."""
-    return Detector if is_two_stage(net) else Model
 
 
 # ---- torchvision -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stillroom.blocks.taps import unwrapped
 from stillroom.hub.fetch import first_line, quiet
 from stillroom.hub.folder import load_folder
+from stillroom.hub.language import LanguageModel
 from stillroom.hub.model import Model, name_of
 
 TOLERANCE = 1e-4
@@ -43,6 +44,7 @@ def export(
     batch_dynamic: bool = True,
     check: bool = True,
     example: Any = None,
+    any_size: bool = False,
 ) -> Exported:
     """Export a model: inputs in [0, 1] in, logits out, with resizing and normalisation inside.
 
@@ -56,6 +58,8 @@ def export(
         batch_dynamic: batches of any size, else of 2 samples.
         check: compare with the model.
         example: inputs `(N, ...)` of the model's kind, N of any size; None: random images of the model's size.
+        any_size: images of any height and width from 8 pixels on, as convolutional networks take them; our networks
+            that enlarge images are always exported so.
 
     Returns:
         The path and the largest difference found.
@@ -79,6 +83,7 @@ def export(
     if format == "onnx":
         _need_onnx()
     network: nn.Module = unwrapped(model)
+    any_size = any_size or bool(getattr(network.net if isinstance(network, Model) else network, "any_size", False))
     parameter = next(network.parameters(), torch.empty(0))
     inputs = _example(network, example).to(parameter.device)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +94,15 @@ def export(
         write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torch, _read_torch)
         try:
             with quiet(), contextlib.redirect_stdout(io.StringIO()):
-                write(_program(network, inputs, batch_dynamic), beside)
+                write(_program(network, inputs, batch_dynamic, any_size), beside)
         except Exception as error:  # whatever tracing somebody's network raises
             raise RuntimeError(f"{name_of(network)} cannot be exported to {format}: {first_line(error)}") from error
         worst = None
         if check:
-            worst = _difference(network, read(beside), inputs, (1, 3) if batch_dynamic else (2,), f"{path} ({format})")
+            whose, sizes = f"{path} ({format})", (1, 3) if batch_dynamic else (2,)
+            worst = _difference(network, read(beside), inputs, sizes, whose)
+            if any_size:
+                worst = max(worst, _difference(network, read(beside), inputs[:, :, :-1, :-2], sizes, whose))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -105,6 +113,8 @@ def export(
 
 def _example(model: nn.Module, example: Any) -> Tensor:
     """Three samples to trace and to check with."""
+    if example is None and isinstance(model, LanguageModel) and model.classes is not None:
+        example = torch.randint(model.classes, (3, 16), generator=torch.Generator().manual_seed(0))
     if example is None:
         side = (model.image_size or model.size) if isinstance(model, Model) else None
         if not isinstance(model, Model) or side is None or model.channels is None:
@@ -114,9 +124,16 @@ def _example(model: nn.Module, example: Any) -> Tensor:
     return example.repeat(3, *(1 for _ in example.shape[1:]))[:3]
 
 
-def _program(model: nn.Module, inputs: Tensor, batch_dynamic: bool) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, inputs: Tensor, batch_dynamic: bool, any_size: bool) -> torch.export.ExportedProgram:
     """Trace a model; the strict way follows some that the usual one fixes to one batch size (`len(inputs)`)."""
-    shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_dynamic else None
+    dims: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if isinstance(model, LanguageModel):
+        dims[1] = torch.export.Dim("length", min=2, max=128)
+    if any_size:
+        dims |= {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
+    if not batch_dynamic:
+        del dims[0]
+    shapes = (dims,) if dims else None
     try:
         return torch.export.export(model, (inputs[:2],), dynamic_shapes=shapes)
     except Exception:

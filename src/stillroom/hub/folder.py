@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from stillroom.blocks.taps import unwrapped
 from stillroom.checkpoint import write_bytes
 from stillroom.hub import building, code
 from stillroom.hub.card import model_card
-from stillroom.hub.detectors import wrapper_of
 from stillroom.hub.fetch import quiet
 from stillroom.hub.foreign import foreign_config
+from stillroom.hub.language import WEIGHTS_FILE, LanguageModel, has_tokenizer, load_tokenizer
 from stillroom.hub.model import Model, class_path, name_of
 from stillroom.hub.weights import STUDENT_FILE, fit_weights, read_weights
+from stillroom.hub.wrappers import wrapper_of
 
 FORMAT = 1
 """The layout of config.json's part for us; a later one refuses to be read by an earlier package."""
@@ -42,7 +45,8 @@ def save(
     `student.safetensors` holds the network's weights under the network's own names (shared tensors once for each name);
     `config.json` says how to build it: ours under "stillroom", and beside it what timm (`local-dir:`) or transformers
     (`AutoConfig`) expect there; `README.md` is the card; `metrics.json` the metrics, where given. The weights are
-    written last, each file whole or not at all.
+    written last, each file whole or not at all. Beside a language model lies its tokenizer; the weights of one of
+    transformers are called `model.safetensors` too, which is where `from_pretrained` looks for them.
 
     A network that its family no longer builds with these shapes (pruned, merged) is written all the same; its folder
     then needs `model=` to be loaded, and says so.
@@ -90,7 +94,21 @@ def save(
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
     write_bytes(folder / STUDENT_FILE, safetensors.torch.save(state, metadata={"format": "pt"}))
+    if isinstance(wrapped, LanguageModel):
+        if wrapped.tokenizer is not None:
+            wrapped.tokenizer.save_pretrained(folder)
+        if ours["kind"] == "hf":
+            _also_as(folder / STUDENT_FILE, folder / WEIGHTS_FILE)
     return folder
+
+
+def _also_as(file: Path, name: Path) -> None:
+    """Give a file a second name, for libraries that look for it there; a copy where the disk has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def load_folder(
@@ -126,6 +144,8 @@ def load_folder(
     inner = {**config, "weights": "folder"}
     loaded = Model.from_config(net, inner)
     fit_weights(net, read_weights(folder), where=str(folder / STUDENT_FILE), whose=name_of(loaded))
+    if isinstance(loaded, LanguageModel) and has_tokenizer(folder):
+        loaded.tokenizer = load_tokenizer(folder)
     return loaded.to(device).eval()
 
 

@@ -1,4 +1,4 @@
-"""Image classifiers of transformers, from the Hugging Face hub or a folder."""
+"""Image classifiers and causal language models of transformers, from the Hugging Face hub or a folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stillroom.hub.fetch import first_line, from_hugging_face, quiet
+from stillroom.hub.language import is_language_config
 from stillroom.hub.plan import HALF, Plan, Wish, per_channel, size_note
 
 _NEVER = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "torch_dtype", "dtype")
@@ -19,7 +20,7 @@ _NEVER = ("auto_map", "attn_implementation", "experts_implementation", "quantiza
 
 
 def hf_plans(name: str, wish: Wish) -> list[Plan]:
-    """How to build a classifier from a name on the hub or a folder.
+    """How to build an image classifier or a causal language model from a name on the hub or a folder.
 
     A name there is a name of weights, so they are loaded unless the spec says @untrained. Mean, std and size are those
     of its image processor and configuration; without an image processor mean and std are 0.5. Code that a repository
@@ -41,8 +42,13 @@ def hf_plans(name: str, wish: Wish) -> list[Plan]:
                 f"{whose} has no configuration that transformers {transformers.__version__} knows without running its "
                 f"code ({first_line(error)}): load it yourself and pass the module"
             ) from error
-        mean, std = _statistics(transformers, name)
+        text = is_language_config(transformers, config)
+        mean, std = ((), ()) if text else _statistics(transformers, name)
     options = clean(json.loads(config.to_json_string(use_diff=False)))
+    if text:
+        if wish.size is not None:
+            raise ValueError(f"{whose} reads tokens, given @{wish.size} pixels: leave the size out")
+        return [Plan("hf", name, options, wish.channels)]
     own = options.get("image_size")
     own = int(own[0]) if isinstance(own, (list, tuple)) else own
     trained_channels = int(options.get("num_channels", 3))
@@ -67,12 +73,13 @@ def hf_plans(name: str, wish: Wish) -> list[Plan]:
 
 
 def build_hf(name: str, options: dict[str, Any], pretrained: bool) -> tuple[nn.Module, bool]:
-    """Build a classifier; returns it and whether its head is new beside pretrained layers."""
+    """Build a network; returns it and whether its head is new beside pretrained layers."""
     transformers = _transformers()
     options = clean(options)
     try:
         config = transformers.AutoConfig.for_model(**options)
-        classifier = transformers.AutoModelForImageClassification
+        text = is_language_config(transformers, config)
+        classifier = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageClassification
         if not pretrained:
             with quiet():
                 return classifier.from_config(config, dtype=torch.float32).train(), False
@@ -87,7 +94,8 @@ def build_hf(name: str, options: dict[str, Any], pretrained: bool) -> tuple[nn.M
             )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"hf/{name} is no image classifier that transformers can build: {first_line(error)}"
+            f"hf/{name} is no image classifier or causal language model that transformers can build: "
+            f"{first_line(error)}"
         ) from error
     new = [*told["missing_keys"], *(entry[0] for entry in told["mismatched_keys"])]
     heads = [key for key in new if "classifier" in key or "head" in key]

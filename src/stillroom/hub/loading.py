@@ -11,11 +11,11 @@ from torch import nn
 
 from stillroom.blocks.frozen import Frozen
 from stillroom.hub import building, code
-from stillroom.hub.detectors import wrapper_of
 from stillroom.hub.folder import is_folder, load_folder
 from stillroom.hub.model import Model, name_of
 from stillroom.hub.plan import Plan, Wish
 from stillroom.hub.weights import load_weights
+from stillroom.hub.wrappers import wrapper_of
 
 FORMS = (
     "timm/NAME, torchvision/NAME, hf/NAME_OR_FOLDER, package.module:function, file.py:function, a folder written by "
@@ -39,7 +39,8 @@ def load(
     `spec` is one of
 
     - `timm/NAME`, `torchvision/NAME` or `torchvision/segmentation/NAME`: untrained;
-    - `hf/NAME_OR_FOLDER`: an image classifier of transformers, with the weights that the name or folder stands for;
+    - `hf/NAME_OR_FOLDER`: an image classifier or a causal language model of transformers, with the weights that the
+      name or folder stands for;
     - `package.module:function` or `file.py:function`: the function is run, with those of `classes` / `num_classes`,
       `channels` / `in_channels` / `in_chans` and `image_size` that it has parameters for, and returns a module;
     - a folder written by `stillroom.hub.save`, with its weights;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,9 @@ class Model(nn.Module):
         ValueError: channels that cannot be adapted, only one of mean and std, a wrong number of them, or a std that is
             not above 0.
     """
+
+    takes: ClassVar[str] = ""
+    """What the network takes, where it is no images."""
 
     mean: Tensor | None
     std: Tensor | None
@@ -122,7 +125,7 @@ class Model(nn.Module):
     @classmethod
     def from_config(cls, net: nn.Module, config: Mapping[str, Any], notes: Sequence[str] = ()) -> Model:
         """Wrap a network as a `config` says."""
-        from stillroom.hub.detectors import wrapper_of
+        from stillroom.hub.wrappers import wrapper_of
 
         rest = {name: value for name, value in config.items() if name not in _INPUTS}
         return wrapper_of(net)(net, **{name: config.get(name) for name in _INPUTS}, source=rest, notes=notes)
@@ -210,7 +213,9 @@ def describe(model: nn.Module) -> str:
     """
     count = sum(parameter.numel() for parameter in model.parameters())
     parts = [name_of(model), f"{_short(count)} parameters"]
-    if isinstance(model, Model):
+    if isinstance(model, Model) and model.takes:
+        parts.append(f"takes {model.takes}")
+    elif isinstance(model, Model):
         side = model.image_size or model.size
         if side is not None:
             resized = f", resized to {model.size}x{model.size}" if model.size not in (None, side) else ""

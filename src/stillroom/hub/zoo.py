@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from stillroom.hub import detectors
+from stillroom.blocks.enlarge import is_enlarger
+from stillroom.hub import detectors, language
 from stillroom.hub.fetch import from_address, from_hugging_face, quiet
 from stillroom.hub.plan import HALF, Plan, Wish, nearest, per_channel, size_note
 
@@ -212,13 +214,19 @@ def _replace_first_convolution(net: nn.Module, channels: int) -> None:
 def embedded_plans(name: str, wish: Wish) -> list[Plan]:
     """How to build one of our small networks; images are normalised with mean and std 0.5, to [-1, 1].
 
-    A perceptron without an image size takes rows of `channels` numbers, as they are.
+    A perceptron without an image size takes rows of `channels` numbers, as they are; networks that enlarge images take
+    images as they are.
 
     Raises:
         ValueError: pretrained weights are wanted, or the number of classes is not given.
     """
     if name.startswith("detector-"):
         return detectors.embedded_plans(name, wish)
+    if re.fullmatch(language.EMBEDDED, name):
+        return language.embedded_plans(name, wish)
+    if is_enlarger(name) and not wish.pretrained:
+        options = {"classes": wish.classes or wish.channels, "in_channels": wish.channels, "image_size": 1}
+        return [Plan("embedded", name, options, wish.channels)]
     if wish.pretrained:
         raise ValueError(f"{name!r} has no pretrained weights: leave @pretrained out, or give weights=")
     if wish.classes is None:
