@@ -39,8 +39,13 @@ BETWEEN_NETWORKS = {
 }
 ONE_SIDED = {
     "binary_cross_entropy": (lambda s, **o: losses.binary_cross_entropy(s, torch.ones(LOGITS), **o), LOGITS),
+    "characteristic_function_discrepancy": (
+        lambda s, **o: losses.characteristic_function_discrepancy(s, fixed(s), fixed(torch.zeros(7, 5)), **o),
+        LOGITS,
+    ),
     "crd_loss": (lambda s, **o: losses.crd_loss(s[:, 0], s[:, 1:], dataset_size=20, **o), LOGITS),
     "cross_entropy": (lambda s, **o: losses.cross_entropy(s, LABELS, **o), LOGITS),
+    "mean_discrepancy": (lambda s, **o: losses.mean_discrepancy(s, 2 * fixed(s), **o), LOGITS),
     "mean_squared_error": (lambda s, **o: losses.mean_squared_error(s, torch.ones(LOGITS), **o), LOGITS),
     "plackett_luce_loss": (
         lambda s, **o: losses.plackett_luce_loss(s, torch.arange(5).expand(LOGITS), torch.full(LOGITS, 0.2), **o),

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         rescale_boxes,
     )
     from stillroom.blocks.ema import EMA, decay_of
+    from stillroom.blocks.enlarge import IMDN, AnyScaleIMDN, Enlarger, PlainSR, TinyIMDN, build_enlarger, load_released
     from stillroom.blocks.frequencies import FrequencySampler
     from stillroom.blocks.frozen import Frozen, fingerprint
     from stillroom.blocks.heads import with_fresh_head
+    from stillroom.blocks.imdb import ContrastAttention, InformationDistillation, contrast
     from stillroom.blocks.masks import ChannelMask, MapMask, Masked, mask_width
     from stillroom.blocks.minmax import minmax_gradients
     from stillroom.blocks.modalities import Sees, check_paired, pick_modality
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, last_hidden_layers, matched_taps
     from stillroom.blocks.taps import Edits, Taps, tap_root, unwrapped
+    from stillroom.blocks.tiling import adaptive_crop
 
 _EXPORTS = {
     "last_hidden_layers": "stages",
@@ -84,53 +87,75 @@ _EXPORTS = {
     "tap_root": "taps",
     "unwrapped": "taps",
     "with_fresh_head": "heads",
+    "IMDN": "enlarge",
+    "AnyScaleIMDN": "enlarge",
+    "Enlarger": "enlarge",
+    "PlainSR": "enlarge",
+    "TinyIMDN": "enlarge",
+    "build_enlarger": "enlarge",
+    "load_released": "enlarge",
+    "ContrastAttention": "imdb",
+    "InformationDistillation": "imdb",
+    "contrast": "imdb",
+    "adaptive_crop": "tiling",
 }
 
 __all__ = [
-    "Mined",
-    "Regions",
-    "TwoStage",
-    "background_last",
-    "decode_boxes",
-    "is_two_stage",
-    "mine_low_confidence",
-    "rescale_boxes",
     "EMA",
+    "IMDN",
     "Align",
+    "AnyScaleIMDN",
     "Average",
     "Cached",
     "CausalTransformer",
     "ChannelMask",
+    "ContrastAttention",
     "Edits",
+    "Enlarger",
     "FeatureQueue",
     "FrequencySampler",
     "Frozen",
     "FunctionTeacher",
     "HintRegressor",
+    "InformationDistillation",
     "MapMask",
     "Masked",
     "MatchedTaps",
+    "Mined",
+    "PlainSR",
     "Provider",
+    "Regions",
     "Router",
     "Sees",
     "Taps",
+    "TinyIMDN",
+    "TwoStage",
+    "adaptive_crop",
     "as_map",
     "as_tokens",
+    "background_last",
     "build",
+    "build_enlarger",
     "check_paired",
+    "contrast",
     "decay_of",
+    "decode_boxes",
     "default_taps",
     "fingerprint",
     "gathered",
     "grid_of",
+    "is_two_stage",
     "kind_of",
     "last_hidden_layers",
+    "load_released",
     "mask_width",
     "matched_taps",
+    "mine_low_confidence",
     "minmax_gradients",
     "pick_modality",
     "pooled",
     "random_picks",
+    "rescale_boxes",
     "resize",
     "routing_shares",
     "tap_root",

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from stillroom.data.batch import Batch as Batch
     from stillroom.data.batch import Ragged as Ragged
     from stillroom.data.boxes import BoxSamples as BoxSamples
-    from stillroom.data.digit_scenes import digit_scenes as digit_scenes
+    from stillroom.data.cluttered import digit_scenes as digit_scenes
     from stillroom.data.condensed import CondensedSet as CondensedSet
+    from stillroom.data.degrade import bicubic_resize as bicubic_resize
     from stillroom.data.embedded import digits as digits
     from stillroom.data.embedded import keep_labels as keep_labels
     from stillroom.data.formation import decode_formation as decode_formation
     from stillroom.data.formation import encode_formation as encode_formation
+    from stillroom.data.modalities import av_mnist as av_mnist
     from stillroom.data.modalities import digit_halves as digit_halves
     from stillroom.data.modalities import pair_by_class as pair_by_class
     from stillroom.data.modalities import spoken_and_written_digits as spoken_and_written_digits
+    from stillroom.data.pairs import ImagePairs as ImagePairs
+    from stillroom.data.pairs import PatchPairs as PatchPairs
+    from stillroom.data.photographs import load_pairs as load_pairs
     from stillroom.data.procedural import blobs as blobs
     from stillroom.data.procedural import scenes as scenes
     from stillroom.data.procedural import shapes as shapes
@@ -47,6 +52,11 @@ if TYPE_CHECKING:
     from stillroom.data.tokenizer import Tokenizer as Tokenizer
 
 _EXPORTS = {
+    "av_mnist": "modalities",
+    "ImagePairs": "pairs",
+    "PatchPairs": "pairs",
+    "bicubic_resize": "degrade",
+    "load_pairs": "photographs",
     "digit_halves": "modalities",
     "pair_by_class": "modalities",
     "spoken_and_written_digits": "modalities",
@@ -58,7 +68,7 @@ _EXPORTS = {
     "Batch": "batch",
     "BoxSamples": "boxes",
     "Ragged": "batch",
-    "digit_scenes": "digit_scenes",
+    "digit_scenes": "cluttered",
     "CondensedSet": "condensed",
     "CharacterTokenizer": "tokenizer",
     "LazySamples": "samples",
