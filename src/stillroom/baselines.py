@@ -15,7 +15,10 @@ from stillroom.losses._shared import check_not_negative, check_positive
 from stillroom.method import Losses, Method, Needs
 from stillroom.task import Classification, Task
 
-EVERY_TASK = ("classification", "multi-label", "segmentation", "detection", "regression", "embeddings", "language-modelling")
+EVERY_TASK = (
+    *("classification", "multi-label", "segmentation", "detection", "regression", "embeddings"),
+    *("language-modelling", "super-resolution"),
+)
 
 
 class Alone(Method):
@@ -63,8 +66,8 @@ class KD(Method):
         student: inputs -> outputs of the task.
         teacher: inputs -> outputs of the same shape; frozen here.
         temperature: T, above 0.
-        label_weight: weight of the supervised loss, 0 or more.
-        distill_weight: weight of the distillation loss, 0 or more.
+        label_weight: weight of the supervised loss, 0 or more; when not given the task's own: 0.1 (super-resolution 0.5).
+        distill_weight: of the distillation loss, 0 or more; when not given the task's own: 0.9 (super-resolution 0.5).
         task: whose losses are used; classification when not given.
 
     Losses:
@@ -91,11 +94,14 @@ class KD(Method):
         teacher: Any,
         *,
         temperature: float = 4.0,
-        label_weight: float = 0.1,
-        distill_weight: float = 0.9,
+        label_weight: float | None = None,
+        distill_weight: float | None = None,
         task: Task | None = None,
     ) -> None:
         super().__init__(student, teacher)
+        own = (task or Classification()).kd_weights
+        label_weight = own[0] if label_weight is None else label_weight
+        distill_weight = own[1] if distill_weight is None else distill_weight
         check_positive(temperature=temperature)
         check_not_negative(label_weight=label_weight, distill_weight=distill_weight)
         self.temperature = temperature

@@ -341,13 +341,14 @@ def _report(arguments: list[str]) -> None:
     _say_where(place)
 
 
-def _export_options(folder: str, format: str = "onnx", to: str | None = None) -> None:
+def _export_options(folder: str, format: str = "onnx", to: str | None = None, any_size: bool = False) -> None:
     """Options of `stillroom export`.
 
     Args:
         folder: of a saved student.
         format: onnx or torch.
         to: the file to write; beside the weights when not given.
+        any_size: let the file take images of any height and width, as convolutional networks can.
     """
 
 
@@ -355,7 +356,7 @@ def _export(arguments: list[str]) -> None:
     options = parse(parser_for("export", _export_options), first_as("folder", arguments))
     from stillroom import hub
 
-    written = hub.export(options["folder"], options["to"], format=options["format"])
+    written = hub.export(options["folder"], options["to"], format=options["format"], any_size=options["any_size"])
     found = {"path": str(written.path), "max_error": written.max_error, "format": options["format"]}
     if options["json"]:
         print_json(found)

@@ -79,6 +79,8 @@ def distill(
     unlabelled: Any = None,
     image_size: int | None = None,
     channels: int | None = None,
+    scale: int | None = None,
+    length: int | None = None,
     validation_share: float = 0.1,
     label_column: str | None = None,
     image_column: str | None = None,
@@ -123,13 +125,16 @@ def distill(
             in Python also (X, y), ((X, y), (X_test, y_test)), a Dataset, a DataLoader or Splits.
         method: name of a method (`stillroom list --methods`); in Python also a Method class or function.
         method_options: arguments of the method; on the command line `--method.NAME VALUE`.
-        task: classification, multi-label, segmentation, regression or embeddings; found from the data when not given.
+        task: classification, multi-label, segmentation, regression, embeddings or language-modelling; found from the
+            data when not given. With a task and no models, an embedded demonstration of it.
         labels: how many training samples keep their label; the others become the unlabelled pool.
         train_size: how many training samples are used at all, by the student and by a teacher that is trained first.
         test_size: how many test samples are used.
         unlabelled: more data, used without labels by methods that can.
         image_size: side that images are brought to; the data's own when not given.
         channels: 1 for grey, 3 for colour; the data's own when not given.
+        scale: how many times larger super-resolution makes images (2 when not given).
+        length: tokens in a block of text (64 when not given).
         validation_share: part of the training samples held out for choosing weights.
         label_column: where a table holds the labels.
         image_column: where a table holds the images.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_TEACHER = "conv-32-64"
 DEFAULT_STUDENT = "conv-8-16"
 DEFAULT_LABELS = 200
+PHOTOGRAPHS = "photographs"
 
 
 def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> Experiment:
@@ -32,6 +33,8 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     options = with_defaults(options)
     check_early(options)
     task = task_of(options)
+    if options["augment"] not in (None, "none") and not task.augments:
+        raise ValueError(f"the {task.name} task augments nothing, given augment={options['augment']!r}: leave it out")
     arms: dict[str, Any] = {}
     if not (len(methods) == 1 and methods[0][0] == "alone"):
         arms["alone"] = Alone
@@ -106,7 +109,9 @@ def _short(model: Any) -> str:
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what was not given: the whole embedded task when there is neither teacher nor student."""
-    options = dict(options)
+    options = _of_task(dict(options))
+    if _is(options["task"], "super-resolution"):
+        options = _with_photographs(options)
     if options["teacher"] is None and options["student"] is None and _is(options["data"], "digits"):
         embedded = {
             "teacher": DEFAULT_TEACHER,
@@ -128,6 +133,45 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _of_task(options: dict[str, Any]) -> dict[str, Any]:
+    """The embedded data of the task that is named, and its networks where neither teacher nor student is named."""
+    from stillroom.data.passages import is_text
+    from stillroom.task import TASKS
+
+    if options["task"] is None and (_is(options["data"], "documentation") or is_text(options["data"])):
+        options["task"] = "language-modelling"
+    kind = TASKS.get(options["task"]) if isinstance(options["task"], str) else None
+    if kind is None or not kind.demonstration:
+        return options
+    shown = dict(kind.demonstration)
+    options["data"] = shown.pop("data") if _is(options["data"], "digits") else options["data"]
+    shown.pop("data", None)
+    if options["teacher"] is None and options["student"] is None:
+        other = {"steps": "epochs", "epochs": "steps"}
+        for name, value in shown.items():
+            if options[name] is None and options.get(other.get(name, name)) is None:
+                options[name] = value
+    return options
+
+
+def _with_photographs(options: dict[str, Any]) -> dict[str, Any]:
+    """The embedded data set of super-resolution, and networks for it where neither teacher nor student is named."""
+    options["data"] = PHOTOGRAPHS if _is(options["data"], "digits") else options["data"]
+    options["scale"] = 2 if options["scale"] is None else options["scale"]
+    if options["teacher"] is None and options["student"] is None:
+        scale = options["scale"]
+        embedded = {
+            "teacher": f"imdn-24-3-x{scale}-skip",
+            "student": f"imdn-8-2-x{scale}-skip",
+            "teacher_epochs": 25.0,
+            "steps": 300 if options["epochs"] is None else None,
+            "batch_size": 8,
+            "lr": 2e-3,
+        }
+        options |= {name: value for name, value in embedded.items() if options[name] is None}
+    return options
+
+
 def task_of(options: Mapping[str, Any]) -> Any:
     """The task of the options, found from the data where it is not named."""
     from stillroom.data.sources import find_source
@@ -143,11 +187,18 @@ def task_of(options: Mapping[str, Any]) -> Any:
         "unlabelled",
         "image_size",
         "channels",
+        "length",
         "validation_share",
         "label_column",
         "image_column",
     ]
     details = {name: options[name] for name in names}
+    if options.get("scale") is not None:
+        if given != "super-resolution":
+            raise ValueError(
+                f"scale={options['scale']} belongs to the super-resolution task: name it (--task), or leave scale out"
+            )
+        details["scale"] = options["scale"]
     for name in ("labels", "train_size", "test_size"):
         if details[name] is not None and details[name] <= 0:
             raise ValueError(f"{name} must be above 0, given {details[name]}")
@@ -156,7 +207,23 @@ def task_of(options: Mapping[str, Any]) -> Any:
             options["data"], label_column=options["label_column"], image_column=options["image_column"]
         ).kind
         given = "embeddings" if kind == "unlabelled" else kind
-    return task_for(given, options["data"], teacher_size=options["train_size"], **details)
+    task = task_for(given, options["data"], teacher_size=options["train_size"], **_accepted(given, details))
+    return task.for_models(options["teacher"], options["student"])
+
+
+def _accepted(task: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a task's class takes; one that it does not take is refused where it was given."""
+    import inspect
+
+    from stillroom.task import TASKS
+
+    if task not in TASKS:
+        return dict(details)  # refused by its name
+    known = inspect.signature(TASKS[task]).parameters
+    for name, value in details.items():
+        if value is not None and name not in known:
+            raise ValueError(f"the {task} task has no {name}, given {value!r}: leave it out")
+    return {name: value for name, value in details.items() if name in known}
 
 
 def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:

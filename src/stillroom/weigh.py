@@ -52,6 +52,7 @@ def run_and_weigh(
         results["difference"] = results["differences"].get(experiment.method)
         if results["difference"] is not None:
             results["verdict"] = verdict_of(Span.read(results["difference"]))
+    results["sample"], results["takes"] = experiment.task.sample_name(splits), experiment.task.takes
     results["costs"] = costs_of(experiment, splits, student, place)
     results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
     write_all(results, student, place)
@@ -99,11 +100,11 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
     if teacher is not None:
         said = push("teacher", teacher, batch)
         notes |= dict.fromkeys(f"teacher: {note}" for note in getattr(teacher.network, "notes", ()))
-        if width is not None and said.shape[1] != width:
+        if width is not None and experiment.task.width_of(said) != width:
             named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
             raise ValueError(
-                f"the teacher gives {said.shape[1]} outputs, but the data have {width} classes{named}: take a teacher "
-                "for these classes, or train its head first (--teacher-epochs)"
+                f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
+                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or train its head first (--teacher-epochs)"
             )
     built(
         "student",
@@ -151,6 +152,8 @@ def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
 
 def push(who: str, network: Any, batch: Any) -> Any:
     """Call a network once and turn its complaint into one sentence."""
+    import torch
+
     from stillroom.blocks.frozen import Frozen
 
     try:
@@ -159,9 +162,11 @@ def push(who: str, network: Any, batch: Any) -> Any:
         if isinstance(error, (ValueError, TypeError)) and _is_ours(error):
             raise
         shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
+        words = getattr(batch.inputs, "dtype", None) == torch.int64
+        remedy = "give shorter blocks (length)" if words else "set image_size or channels"
         raise ValueError(
-            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; set image_size or channels, or use "
-            "another model"
+            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another "
+            "model"
         ) from error
 
 
@@ -234,16 +239,15 @@ def question_of(experiment: Experiment, splits: Any) -> str:
     held = len(splits.validation) if splits.validation is not None else 0
     pool = len(splits.unlabelled) if splits.unlabelled is not None else 0
     classes = f" into {len(splits.classes)} classes" if splits.classes else ""
-    what = {"embeddings": "embed", "regression": "predict numbers for"}.get(experiment.task.name, "sort")
     text = (
-        f"The task: {what} {splits.name or 'your data'}{classes} ({experiment.task.name}); the student sees {labels} "
-        f"{'samples' if not experiment.task.needs_labels else 'labelled samples'}"
+        f"The task: {experiment.task.verb} {splits.name or 'your data'}{classes} ({experiment.task.name}); the student sees {labels} "
+        f"{'labelled ' * experiment.task.needs_labels}{experiment.task.sample_name(splits)}s"
     )
     if held:
         text += f", {held} more choose its weights"
     if pool:
         text += f", {pool} unlabelled ones are there for methods that can use them"
-    return text + f"; {len(splits.test)} test samples are reported."
+    return text + f"; {len(splits.test)} test {experiment.task.sample_name(splits)}s are reported."
 
 
 def notes_of(experiment: Experiment, splits: Any) -> list[str]:
@@ -312,9 +316,10 @@ def card_of(results: Mapping[str, Any]) -> str:
         *rows,
         "",
         f"This is the student of seed {results['student']['seed']}, the best on held-out training data. It takes "
-        "inputs in [0, 1].",
+        f"{results.get('takes', 'inputs in [0, 1]')}.",
         "",
         *([f"Classes: {', '.join(results['class_names'])}", ""] if results.get("class_names") else []),
+        *([results["opens_with"], ""] if results.get("opens_with") else []),
         "Load it with `stillroom.load(folder)`; repeat the run with",
         "",
         f"    {results['command']}",
@@ -330,6 +335,8 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
 
     place.mkdir(parents=True, exist_ok=True)
     names = results.get("class_names")
+    if isinstance(student, hub.LanguageModel) and student.source.get("kind") == "hf":
+        results["opens_with"] = "Without stillroom: `transformers.AutoModelForCausalLM.from_pretrained(folder)`."
     hub.save(
         student,
         place / "student",

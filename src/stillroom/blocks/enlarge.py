@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,6 +15,7 @@ from stillroom.blocks.tiling import adaptive_crop
 from stillroom.data.degrade import bicubic_resize
 
 SCALES = (2, 3, 4)
+_NAMED = re.compile(r"(imdn|plain-sr)-(\d+)-(\d+)-x([234])(-skip)?")
 ImageSkip = Literal["none", "bicubic"]
 
 
@@ -278,6 +280,41 @@ class PlainSR(Enlarger):
             y = F.leaky_relu(second(F.leaky_relu(first(x), SLOPE)), SLOPE)
             x = last(F.leaky_relu(third(y), SLOPE)) + x
         return F.pixel_shuffle(self.upsample(self.fuse(x) + features), self.scale)
+
+
+def is_enlarger(name: str) -> bool:
+    """Whether a name is one of a network that enlarges images: "imdn-64-6-x4", "plain-sr-14-3-x2-skip", ..."""
+    return _NAMED.fullmatch(name) is not None
+
+
+def build_enlarger(name: str, *, in_channels: int = 3, classes: int | None = None) -> Enlarger:
+    """Make a network by name: "imdn-WIDTH-BLOCKS-xSCALE" or "plain-sr-WIDTH-BLOCKS-xSCALE", "-skip" for `image_skip`.
+
+    The attention of IMDN has WIDTH // 4 as its reduction, which is the paper's at width 64.
+
+    Args:
+        name: as above.
+        in_channels: of input and output.
+        classes: output channels that the caller expects; the same as `in_channels`.
+
+    Raises:
+        ValueError: no such name, or other output channels.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in build_enlarger("imdn-64-6-x4").parameters())
+        715176
+    """
+    found = _NAMED.fullmatch(name)
+    if found is None:
+        raise ValueError(f"no network that enlarges is called {name!r}, expected a name such as 'imdn-64-6-x4'")
+    if classes not in (None, in_channels):
+        raise ValueError(f"{name!r} gives images of its own {in_channels} channels, expected {classes} outputs")
+    width, blocks, scale = int(found[2]), int(found[3]), int(found[4])
+    skip: ImageSkip = "bicubic" if found[5] else "none"
+    if found[1] == "plain-sr":
+        return PlainSR(scale, channels=width, blocks=blocks, in_channels=in_channels, image_skip=skip)
+    reduction = max(width // 4, 1)
+    return IMDN(scale, channels=width, blocks=blocks, reduction=reduction, in_channels=in_channels, image_skip=skip)
 
 
 def load_released(network: IMDN, state: Mapping[str, Tensor]) -> None:

@@ -24,8 +24,8 @@ Kind = Literal[
     "unlabelled",
 ]
 KINDS: tuple[str, ...] = (
-    *("classification", "multi-label", "segmentation", "detection", "regression", "language-modelling", "super-resolution"),
-    "unlabelled",
+    *("classification", "multi-label", "segmentation", "detection", "regression", "language-modelling"),
+    *("super-resolution", "unlabelled"),
 )
 
 

@@ -17,6 +17,7 @@ TONES = {"worth it": "good", "better": "good", "shown": "good", "harmful": "bad"
 _SHARES = re.compile(
     r"acc|top.?\d|precision|recall|sensitivity|specificity|f1|iou|dice|auroc|auc|^ap\d*$|^m?ap(_|$)|agreement|error|share|rate"
 )
+_DECIBELS = re.compile(r"(^|_)(psnr|snr|gain_over_bicubic)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -26,34 +27,39 @@ class Scale:
     Attributes:
         percent: values are shares in [0, 1], written in percent, and their differences in points.
         decimals: digits after the point, of what is written.
+        decibels: values are in dB.
     """
 
     percent: bool
     decimals: int
+    decibels: bool = False
 
     @classmethod
     def of(cls, metric: str, values: Iterable[float | None]) -> Scale:
         """Choose the scale by the metric's name and by how far its values lie apart."""
         known = [value for value in values if value is not None]
         percent = bool(_SHARES.search(metric.lower())) and all(0 <= value <= 1 for value in known)
+        decibels = bool(_DECIBELS.search(metric.lower()))
         spread = (max(known) - min(known)) * (100 if percent else 1) if known else 0.0
         if spread == 0:
             largest = max(map(abs, known), default=0.0)
-            return cls(percent, 1 if percent else 0 if largest == 0 else min(max(3 - _digits(largest), 0), 6))
-        return cls(percent, min(max(1 - _digits(spread), 1), 2) if percent else min(max(2 - _digits(spread), 0), 6))
+            return cls(percent, 1 if percent else 0 if largest == 0 else min(max(3 - _digits(largest), 0), 6), decibels)
+        digits = min(max(1 - _digits(spread), 1), 2) if percent else min(max(2 - _digits(spread), 0), 6)
+        return cls(percent, min(max(digits, 2), 3) if decibels else digits, decibels)
 
     def value(self, value: float | None) -> str:
         """A value with its unit: "97.3%", "0.412"."""
         if value is None:
             return DASH
-        return f"{signed(100 * value, self.decimals)}%" if self.percent else signed(value, self.decimals)
+        unit = " dB" if self.decibels else ""
+        return f"{signed(100 * value, self.decimals)}%" if self.percent else signed(value, self.decimals) + unit
 
     def span(self, span: Span) -> str:
         """The limits of an interval of values: "96.8 to 97.9%"; empty where there is none."""
         if span.limits is None:
             return ""
         low, high = self.value(span.limits[0]), self.value(span.limits[1])
-        return f"{low.removesuffix('%')} to {high}"
+        return f"{low.removesuffix('%').removesuffix(' dB')} to {high}"
 
     def gap(self, number: float | None, *, plus: bool = False) -> str:
         """One difference with its unit: "2.7 points", "0.031"."""
@@ -74,7 +80,7 @@ class Scale:
             while low * high > 0 and needed < 9 and min(abs(low), abs(high)) < 0.5 * 10**-needed:
                 needed += 1
             decimals = min(max(decimals, needed), self.decimals + 2)
-        return Scale(self.percent, decimals)
+        return Scale(self.percent, decimals, self.decibels)
 
     def gap_span(self, span: Span, *, plus: bool = False) -> tuple[str, str]:
         """A mean difference and its limits ("0.9 to 4.5"; empty where there are none), without a unit."""
@@ -86,8 +92,8 @@ class Scale:
 
     @property
     def unit(self) -> str:
-        """What stands behind a difference: " points", or nothing."""
-        return " points" if self.percent else ""
+        """What stands behind a difference: " points", " dB", or nothing."""
+        return " points" if self.percent else " dB" if self.decibels else ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,11 @@ def headline(findings: Findings) -> Headline:
     if findings.kind == "system" and findings.raw.get("claims"):
         return _of_claims(findings.raw["claims"])
     return _of_many(findings)
+
+
+def reference(findings: Findings) -> str:
+    """Name of the arm that the differences are taken to."""
+    return "alone" if findings.alone is None else findings.alone.name
 
 
 def gap_closed(findings: Findings) -> str:

@@ -47,7 +47,11 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Segmentation, Detection, Regression, Embeddings, LanguageModelling, SuperResolution)
+    task.name: task
+    for task in (
+        *(Classification, MultiLabel, Segmentation, Detection, Regression, Embeddings, LanguageModelling),
+        SuperResolution,
+    )
 }
 TaskName = Literal[
     "classification",

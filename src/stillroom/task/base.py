@@ -35,6 +35,8 @@ class Task:
     metric: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    kd_weights: ClassVar[tuple[float, float]] = (0.1, 0.9)
+    """Weights of the supervised and of the distillation loss in `baselines.KD`, where nobody names others."""
     augments: ClassVar[bool] = True
     """Whether batches may be augmented."""
     verb: ClassVar[str] = "sort"

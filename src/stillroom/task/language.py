@@ -136,7 +136,7 @@ class LanguageModelling(Task):
 
     def sample_name(self, splits: Any) -> str:
         """A sample is a block."""
-        return f"block of {splits.train.shape[0]} tokens"
+        return f"{splits.train.shape[0]}-token block"
 
     def pieces(self, batch: Batch, width: int | None) -> Iterator[Batch]:
         """Cut a batch so that its logits take 64 MiB or less at a time."""

@@ -44,6 +44,8 @@ class SuperResolution(Task):
 
     name = "super-resolution"
     metric = "psnr"
+    kd_weights = (0.5, 0.5)
+    verb = "enlarge"
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class SuperResolution(Task):
 
     def sample_name(self, splits: Any) -> str:
         """What one sample is called."""
-        return "patch"
+        return "image pair"
 
     def collect(self, meter: Meter, outputs: Tensor, batch: Batch, teacher_outputs: Tensor | None) -> None:
         """Let the meter see the small images too."""
