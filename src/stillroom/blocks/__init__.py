@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from stillroom.blocks.minmax import minmax_gradients
     from stillroom.blocks.modalities import Sees, check_paired, pick_modality
     from stillroom.blocks.models import build
+    from stillroom.blocks.propagation import FixedNodes, LightGCN, MaskedLightGCN
     from stillroom.blocks.providers import Average, Cached, FunctionTeacher, Provider
+    from stillroom.blocks.pruning import guided_edge_importance, surviving
     from stillroom.blocks.queue import FeatureQueue, gathered
     from stillroom.blocks.router import Router, random_picks, routing_shares, top_picks
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
@@ -64,10 +66,13 @@ _EXPORTS = {
     "CausalTransformer": "causal",
     "EMA": "ema",
     "FeatureQueue": "queue",
+    "FixedNodes": "propagation",
     "FrequencySampler": "frequencies",
     "Frozen": "frozen",
     "FunctionTeacher": "providers",
     "HintRegressor": "align",
+    "LightGCN": "propagation",
+    "MaskedLightGCN": "propagation",
     "MatchedTaps": "stages",
     "Provider": "providers",
     "Taps": "taps",
@@ -79,11 +84,13 @@ _EXPORTS = {
     "fingerprint": "frozen",
     "gathered": "queue",
     "grid_of": "shapes",
+    "guided_edge_importance": "pruning",
     "kind_of": "shapes",
     "matched_taps": "stages",
     "minmax_gradients": "minmax",
     "pooled": "shapes",
     "resize": "shapes",
+    "surviving": "pruning",
     "tap_root": "taps",
     "unwrapped": "taps",
     "with_fresh_head": "heads",
@@ -113,13 +120,16 @@ __all__ = [
     "Edits",
     "Enlarger",
     "FeatureQueue",
+    "FixedNodes",
     "FrequencySampler",
     "Frozen",
     "FunctionTeacher",
     "HintRegressor",
     "InformationDistillation",
+    "LightGCN",
     "MapMask",
     "Masked",
+    "MaskedLightGCN",
     "MatchedTaps",
     "Mined",
     "PlainSR",
@@ -144,6 +154,7 @@ __all__ = [
     "fingerprint",
     "gathered",
     "grid_of",
+    "guided_edge_importance",
     "is_two_stage",
     "kind_of",
     "last_hidden_layers",
@@ -158,6 +169,7 @@ __all__ = [
     "rescale_boxes",
     "resize",
     "routing_shares",
+    "surviving",
     "tap_root",
     "top_picks",
     "unwrapped",

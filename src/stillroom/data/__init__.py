@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from stillroom.data.degrade import bicubic_resize as bicubic_resize
     from stillroom.data.embedded import digits as digits
     from stillroom.data.embedded import keep_labels as keep_labels
+    from stillroom.data.feedback import load_interactions as load_interactions
+    from stillroom.data.feedback import read_interactions_csv as read_interactions_csv
     from stillroom.data.formation import decode_formation as decode_formation
     from stillroom.data.formation import encode_formation as encode_formation
+    from stillroom.data.graphs import Adjacency as Adjacency
+    from stillroom.data.graphs import adjacency as adjacency
+    from stillroom.data.interactions import Interactions as Interactions
+    from stillroom.data.interactions import InteractionSplits as InteractionSplits
     from stillroom.data.modalities import av_mnist as av_mnist
     from stillroom.data.modalities import digit_halves as digit_halves
     from stillroom.data.modalities import pair_by_class as pair_by_class
@@ -64,6 +70,7 @@ _EXPORTS = {
     "read_wav": "sound",
     "spoken_digits": "sound",
     "AUGMENTATIONS": "augment",
+    "Adjacency": "graphs",
     "Augmentation": "augment",
     "Batch": "batch",
     "BoxSamples": "boxes",
@@ -71,6 +78,8 @@ _EXPORTS = {
     "digit_scenes": "cluttered",
     "CondensedSet": "condensed",
     "CharacterTokenizer": "tokenizer",
+    "InteractionSplits": "interactions",
+    "Interactions": "interactions",
     "LazySamples": "samples",
     "Passage": "text",
     "ResizedCropFlip": "augment",
@@ -81,11 +90,14 @@ _EXPORTS = {
     "TensorSamples": "samples",
     "Tokenizer": "tokenizer",
     "UNLABELLED": "batch",
+    "adjacency": "graphs",
     "augmentation": "augment",
     "choose": "rows",
     "decode_formation": "formation",
     "encode_formation": "formation",
     "load_data": "sources",
+    "load_interactions": "feedback",
+    "read_interactions_csv": "feedback",
     "shapes": "procedural",
     "scenes": "procedural",
     "blobs": "procedural",

@@ -13,6 +13,7 @@ from stillroom.task.generation import Generation, Reference, coverage, frechet_d
 from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
 from stillroom.task.language import LanguageModelling
 from stillroom.task.measured import Measured
+from stillroom.task.recommendation import Recommendation, ranking_metrics
 from stillroom.task.restoration import SuperResolution, luminance, psnr_y, ssim_y
 from stillroom.task.vectors import Embeddings, Regression, nearest
 
@@ -26,6 +27,7 @@ __all__ = [
     "Measured",
     "Meter",
     "MultiLabel",
+    "Recommendation",
     "Reference",
     "Regression",
     "Segmentation",
@@ -37,6 +39,7 @@ __all__ = [
     "luminance",
     "nearest",
     "psnr_y",
+    "ranking_metrics",
     "recall_at_precision",
     "score_boxes",
     "spearman_without",
