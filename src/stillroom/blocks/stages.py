@@ -94,6 +94,39 @@ def evenly(available: int, wanted: int) -> list[int]:
     return [-(-part * available // wanted) - 1 for part in range(1, wanted + 1)]
 
 
+def last_hidden_layers(module: nn.Module, probe_inputs: Any, *, most: int = 2) -> list[str]:
+    """Name the last weight layers before the one that gives the output: the layers themselves, before any activation.
+
+    Args:
+        module: the network, wrapped or not (see `Taps`); its modes, weights and buffers stay as they are.
+        probe_inputs: inputs (or a `Batch`) to call it with; two samples are enough.
+        most: how many at most, the last ones; 1 or more.
+
+    Returns:
+        Names for `Taps` and `Edits`, in the order in which they run. Layers whose output is neither a vector `(N, F)`
+        nor a map `(N, C, H, W)` are passed over.
+
+    Raises:
+        ValueError: `most` is below 1, or the network has no hidden weight layer.
+        TypeError: there is no module inside, such as a frozen function.
+    """
+    if most < 1:
+        raise ValueError(f"most must be 1 or more, given {most}")
+    probe = _Probe(module, probe_inputs)
+    layers = [
+        ran
+        for ran in sorted(probe.ran.values(), key=lambda ran: ran.end)
+        if any(p.ndim >= 2 for p in ran.module.parameters(recurse=False)) and not probe.children(ran.name)
+    ]
+    names = [ran.name for ran in layers[:-1] if ran.output.ndim in (2, 4)]
+    if not names:
+        raise ValueError(
+            f"{type(probe.root).__name__} has no hidden layer before its output that gives vectors (N, F) or maps "
+            "(N, C, H, W): name the modules yourself, stillroom.blocks.Taps.names(module) lists them"
+        )
+    return names[-most:]
+
+
 @dataclass(frozen=True, eq=False)
 class _Ran:
     """A module's last call in the probe."""

@@ -1,14 +1,15 @@
-"""Taps: the activations inside any network, by module name, without editing the network."""
+"""Taps and edits: the activations inside any network, read or changed by module name; the network stays as it is."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import tensors_in
@@ -126,6 +127,75 @@ class Taps:
 
     def __repr__(self) -> str:
         return f"Taps({', '.join(self.tapped)})"
+
+
+class Edits:
+    """Changes what named modules inside a network return, for as long as the `with` block runs.
+
+    Names are those of `Taps`. Each function gets the tensor that its module returned (a convolution's or a linear map's
+    own output, before any activation that follows) and returns the one that the network goes on with; gradients flow
+    through it. Every hook is gone when the block ends, also after an exception, and the network is what it was.
+
+    Args:
+        module: the network, wrapped or not (see `Taps`).
+        edits: module name -> `function(output) -> output` of the same shape.
+
+    Raises:
+        TypeError: `module` is no module.
+        ValueError: no name is given, one that no module has, or the network is compiled (compiled code does not look
+            for new hooks); in the forward pass: a module returned no single tensor, or an edit changed its shape.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> with Edits(network, {"0": torch.zeros_like}):
+        ...     silenced = network(torch.ones(5, 4))
+        >>> torch.equal(silenced, network[2].bias.expand(5, 2))
+        True
+    """
+
+    def __init__(self, module: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        root = tap_root(module)
+        if _is_compiled(module):
+            raise ValueError(
+                f"{type(root).__name__} is compiled, and compiled code does not look for new hooks: edit the network "
+                "before torch.compile, or leave it uncompiled"
+            )
+        named: dict[str, Callable[[Tensor], Tensor]] = {}
+        for pattern, edit in edits.items():
+            named |= dict.fromkeys(_resolve(root, [pattern]), edit)
+        self.edited = _resolve(root, list(named))
+        modules = dict(_walk(root))
+        self._hooks = [(modules[name], _Edit(name, named[name])) for name in self.edited]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Edits:
+        self._handles += [module.register_forward_hook(hook) for module, hook in self._hooks]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class _Edit:
+    """The hook on an edited module."""
+
+    def __init__(self, name: str, edit: Callable[[Tensor], Tensor]) -> None:
+        self.name, self.edit = name, edit
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"module {self.name!r} returned a {type(output).__name__}, expected one tensor to edit: name a module "
+                "inside it"
+            )
+        edited = self.edit(output)
+        if edited.shape != output.shape:
+            raise ValueError(
+                f"the edit of {self.name!r} turned shape {tuple(output.shape)} into {tuple(edited.shape)}: keep it"
+            )
+        return edited
 
 
 def unwrapped(module: Any) -> Any:

@@ -15,7 +15,7 @@ from stillroom.data.cluttered import digit_scenes, digit_scenes_shifted
 from stillroom.data.embedded import digits
 from stillroom.data.images import ImagePart
 from stillroom.data.labels import read_labels
-from stillroom.data.modalities import digit_halves, spoken_and_written_digits
+from stillroom.data.modalities import av_mnist, digit_halves, spoken_and_written_digits
 from stillroom.data.parts import Part, Source
 from stillroom.data.procedural import blobs, scenes, shapes
 from stillroom.data.samples import Splits
@@ -29,6 +29,7 @@ BUILT_IN: dict[str, Callable[[], Splits]] = {
     "scenes": scenes,
     "blobs": blobs,
     "documentation": documentation,
+    "av-mnist": av_mnist,
     "digit-halves": digit_halves,
     "spoken-digits": spoken_digits,
     "spoken-and-written-digits": spoken_and_written_digits,
