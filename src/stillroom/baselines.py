@@ -66,8 +66,8 @@ class KD(Method):
         student: inputs -> outputs of the task.
         teacher: inputs -> outputs of the same shape; frozen here.
         temperature: T, above 0.
-        label_weight: weight of the supervised loss, 0 or more; when not given the task's own: 0.1 (super-resolution 0.5).
-        distill_weight: of the distillation loss, 0 or more; when not given the task's own: 0.9 (super-resolution 0.5).
+        label_weight: weight of the supervised loss, 0 or more; not given: 0.1, for super-resolution 0.5.
+        distill_weight: of the distillation loss, 0 or more; not given: 0.9, for super-resolution 0.5.
         task: whose losses are used; classification when not given.
 
     Losses:

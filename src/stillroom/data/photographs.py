@@ -179,9 +179,13 @@ def _named(name: str, scale: int) -> tuple[str, Parts, list[str]]:
 
 
 def _folder(root: Path, scale: int) -> tuple[str, Parts, list[str]]:
+    home = data_folder()
+    if not root.is_dir() and home is not None and (home / FOLDER / root).is_dir():
+        root = home / FOLDER / root
     if not root.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {str(root)!r}: give a folder of images, photographs, set5, set14 or bsd100"
+            f"there is no folder {str(root)!r}, and none of that name in {FOLDER} of STILLROOM_DATA: give a folder of "
+            "images or one with folders train and test, photographs, set5, set14 or bsd100"
         )
     inner = {part_of(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
     named = {part: folder for part, folder in inner.items() if part in ("train", "validation", "test")}

@@ -46,6 +46,7 @@ class SuperResolution(Task):
     metric = "psnr"
     kd_weights = (0.5, 0.5)
     verb = "enlarge"
+    outputs_are = "colours"
 
     def __init__(
         self,
