@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.experiment.findings import Arm, Findings, Span, read
-from stillroom.experiment.wording import Scale, duration, headline, scale_of, spaced
+from stillroom.experiment.wording import Scale, duration, headline, reference, scale_of, spaced
 from stillroom.systems.catalog import SYSTEMS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -33,7 +33,8 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Results]]:
     """Read the committed results.
 
     Args:
-        folder: holds `SLUG.json`, `SLUG--VARIANT.json`, `compare--NAME.json` and `distill.json`; it may be missing.
+        folder: holds `SLUG.json`, `SLUG--VARIANT.json`, `compare--NAME.json`, `distill.json` (the main job without
+            arguments) and `distill--TASK.json`; it may be missing.
 
     Returns:
         Slug, "compare" or "distill" -> variant ("" for the defaults) -> results, those at the defaults first.
@@ -53,7 +54,7 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Results]]:
         if slug == "compare":
             if not variant:
                 raise ValueError(f"{file.name} has no name: call a comparison compare--NAME.json")
-        elif file.stem == FIRST_RUN:
+        elif slug == FIRST_RUN:
             pass
         elif slug not in known:
             raise ValueError(f"{file.name} is named after {slug!r}, which is no system: known are {', '.join(known)}")
@@ -133,7 +134,7 @@ def arms_table(findings: Findings) -> str:
     rows = [_arm_row(findings, arm, scale, gaps, compared) for arm in findings.listed]
     interval = f"{100 * findings.level:g}% interval"
     columns = ["arm", "role", spaced(findings.metric), interval, "every seed"]
-    columns += [f"against alone{',' if gaps.unit else ''}{gaps.unit}", interval] if compared else []
+    columns += [f"against {reference(findings)}{',' if gaps.unit else ''}{gaps.unit}", interval] if compared else []
     seeds = ", ".join(map(str, findings.seeds))
     return f"{table([*columns, 'seconds'], rows)}\n\nSeeds {seeds}, in this order."
 

@@ -264,3 +264,12 @@ def test_it_renders_on_phones_and_screens_without_sideways_scrolling(tmp_path):
         assert page["height"] > 600, page
         assert page["paper"] == "rgb(251, 250, 247)", page  # the style sheet is applied under the content policy
     assert [page["dots"] for page in found[::2]] == [9, 18 + 15, 9, 3, 9, 36]
+
+
+def test_differences_are_said_to_be_to_the_arm_they_are_to():
+    given = distilled()
+    given["arms"]["chance"] = given["arms"].pop("alone")
+    assert "Against chance, points" in [text for _, text in page_of(given).all("th", scope="col")]
+    console = Console(width=140, record=True, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(given))
+    assert "against chance" in " ".join(console.export_text().split())

@@ -15,7 +15,7 @@ from rich.text import Text
 from stillroom.experiment import sections
 from stillroom.experiment.findings import Findings, read
 from stillroom.experiment.markup import Html, tag
-from stillroom.experiment.wording import TONES, Headline, headline, scale_of, spaced
+from stillroom.experiment.wording import TONES, Headline, headline, reference, scale_of, spaced
 
 _STYLES = {"good": "green", "bad": "red"}
 
@@ -58,7 +58,7 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
     add(spaced(findings.metric), below)
     table.add_column("every seed", justify="right")
     if compared:
-        add(f"against alone{',' if gaps.unit else ''}{gaps.unit}", below)
+        add(f"against {reference(findings)}{',' if gaps.unit else ''}{gaps.unit}", below)
         table.add_column("verdict")
     table.add_column("seconds", justify="right", no_wrap=True)
     for arm, row in zip(findings.listed, rows, strict=True):

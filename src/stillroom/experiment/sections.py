@@ -20,6 +20,7 @@ from stillroom.experiment.wording import (
     milliseconds,
     plural,
     ratio,
+    reference,
     scale_of,
     size,
     spaced,
@@ -82,11 +83,12 @@ def results(findings: Findings) -> Html:
     compared = any(arm.gain is not None for arm in findings.arms)
     timed = any(arm.seconds for arm in findings.arms)
     head = ["Arm", spaced(findings.metric).capitalize()] + [interval] * known
-    head += [f"Against alone{',' if gaps.unit else ''}{gaps.unit}", *[interval] * known, "Verdict"] if compared else []
+    against = f"Against {reference(findings)}{',' if gaps.unit else ''}{gaps.unit}"
+    head += [against, *[interval] * known, "Verdict"] if compared else []
     head += ["Time per seed"] if timed else []
     rows: list[list[Child]] = []
     for arm in findings.listed:
-        role = _ROLES.get(arm.role, "")
+        role = "the baseline" if arm.role == "alone" and arm.name != "alone" else _ROLES.get(arm.role, "")
         name = [tag("span", {"class": "arm"}, arm.name), _small(role) if role and role != arm.name else None]
         row: list[Child] = [name, scale.value(arm.span.mean), *[scale.span(arm.span)] * known]
         if compared:
@@ -242,10 +244,14 @@ def costs(findings: Findings) -> Html | None:
     names = sorted(given, key=lambda name: (name != "teacher", name != "student"))
     pair = "teacher" in given and "student" in given
     rows: list[list[Child]] = []
+    sample = str(findings.raw.get("sample") or "sample")
     for key, label, write, less, more in _COSTS:
         numbers = {name: given[name].get(key) for name in names}
         if any(number is not None for number in numbers.values()):
-            row: list[Child] = [label, *(DASH if n is None else write(n) for n in numbers.values())]
+            row: list[Child] = [
+                label.replace("sample", sample),
+                *(DASH if n is None else write(n) for n in numbers.values()),
+            ]
             rows.append(row + ([ratio(numbers["student"], numbers["teacher"], less, more)] if pair else []))
     if not rows:
         return None
@@ -257,7 +263,7 @@ def costs(findings: Findings) -> Html | None:
         where.append(plural(facts["threads"], "thread"))
     place = f" ({', '.join(where)})" if where else ""
     how = f"Times are medians on this machine{place}"
-    how += f"; a batch is {plural(facts['batch_size'], 'sample')}." if facts.get("batch_size") else "."
+    how += f"; a batch is {plural(facts['batch_size'], sample)}." if facts.get("batch_size") else "."
     timed = any(of.get("latency_ms") is not None for of in given.values())
     return _section("What the student costs" if "student" in given else "Costs", table, _small(how) if timed else None)
 
