@@ -2,6 +2,7 @@
 
 from stillroom.language.generate import Sequences, draw, evaluating, generate, logits_of
 from stillroom.language.replay import AdaptiveSchedule, ReplayBuffer
+from stillroom.language.rouge import rouge_l
 from stillroom.language.spans import SpanFinder, phrases, token_ranges, token_spans, words
 from stillroom.language.vocabulary import cut_to_vocabulary, require_one_vocabulary
 
@@ -17,6 +18,7 @@ __all__ = [
     "logits_of",
     "phrases",
     "require_one_vocabulary",
+    "rouge_l",
     "token_ranges",
     "token_spans",
     "words",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks.taps import unwrapped
+from stillroom.blocks.taps import tap_root
 from stillroom.language.vocabulary import cut_to_vocabulary
 
 
@@ -112,7 +112,8 @@ def generate(
         prompts: what is continued.
         max_length: no row becomes longer, prompt included: a number, or `(N,)` int64.
         end_token: a row ends when it is drawn; None where there is none.
-        vocabulary_size: tokens that may be drawn; wider (padded) logits are cut to it. None for all.
+        vocabulary_size: tokens that may be drawn; wider (padded) logits are cut to it. None for the `classes` of a
+            model of `stillroom.hub`, else for all.
         temperature: of the draws; 0 takes the likeliest token.
         top_k: draw among the k likeliest; 0 for all.
         top_p: draw among the likeliest tokens that together have this mass, in (0, 1]; 1 for all.
@@ -148,12 +149,14 @@ def generate(
     lengths = prompts.lengths.clone()
     rows = torch.arange(len(tokens), device=tokens.device)
     running = lengths < limits
+    size = getattr(model, "classes", None) if vocabulary_size is None else vocabulary_size
     with evaluating(model):
-        asked = _Cached(model) if _has_cache(model) else _Plain(model)
+        network = tap_root(model)
+        asked = _Cached(network) if _has_cache(network) else _Plain(model)
         while bool(running.any()):
             logits = asked.next_logits(Sequences(tokens, lengths), running)
-            if vocabulary_size is not None:
-                logits = cut_to_vocabulary(logits, vocabulary_size)
+            if size is not None:
+                logits = cut_to_vocabulary(logits, size)
             drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             tokens[rows[running], lengths[running]] = drawn[running]
             lengths = lengths + running
@@ -218,7 +221,7 @@ class _Cached:
 
 
 def _parameters(model: nn.Module) -> set[str]:
-    inner: Any = unwrapped(model)
+    inner: Any = model
     if hasattr(inner, "get_base_model"):  # an adapter of peft around the model
         inner = inner.get_base_model()
     return set(inspect.signature(inner.forward).parameters)
