@@ -367,7 +367,8 @@ def _export(arguments: list[str]) -> None:
 def _new_folder(options: Mapping[str, Any], what: str) -> str:
     if options.get("resume"):
         raise ValueError("--resume needs the folder of the run: name it with --out")
-    data = re.sub(r"[^A-Za-z0-9]+", "-", str(options["data"])).strip("-")[-30:]
+    named = options["task"] if options.get("task") and options["data"] == "digits" else options["data"]
+    data = re.sub(r"[^A-Za-z0-9]+", "-", str(named)).strip("-")[-30:]
     return str(free_folder(Path("stillroom-runs") / f"{data}-{what}"))
 
 

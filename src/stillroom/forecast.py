@@ -87,6 +87,7 @@ def forecast(**given: Any) -> dict[str, Any]:
             "unlabelled": 0 if splits.unlabelled is None else len(splits.unlabelled),
             "classes": splits.classes,
             "shape": list(splits.train.shape),
+            "sample": experiment.task.sample_name(splits),
         },
         "teacher": None if teacher is None else _described(hub, teacher.network),
         "student": _described(hub, built.student),
@@ -121,7 +122,8 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     terms = ", ".join(f"{name} {value:.4g}" for name, value in found["terms"].items())
     return [
         *found["notes"],
-        f"data: {data['name']}, {data['train']} training samples of {tuple(data['shape'])}, {data['test']} to report",
+        f"data: {data['name']}, {data['train']} training {data['sample']}s of {tuple(data['shape'])}, "
+        f"{data['test']} to report",
         f"teacher: {found['teacher']}",
         f"student: {found['student']}",
         f"losses of the first batch: {terms}",

@@ -94,13 +94,13 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
         experiment.teacher,
         lambda: obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None),
     )
-    batch = splits.train.batch(range(min(8, len(splits.train))))
+    batch = splits.train.batch(range(min(splits.train.largest_batch or 8, len(splits.train))))
     notes: dict[str, None] = {}  # in order, each once
     width = experiment.task.width(splits)
     if teacher is not None:
         said = push("teacher", teacher, batch)
         notes |= dict.fromkeys(f"teacher: {note}" for note in getattr(teacher.network, "notes", ()))
-        if width is not None and experiment.task.width_of(said) != width:
+        if width is not None and experiment.task.width_of(said) not in (None, width):
             named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
             raise ValueError(
                 f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
@@ -230,7 +230,8 @@ def costs_of(experiment: Experiment, splits: Any, student: nn.Module, place: Pat
         networks["teacher"] = teacher.network
     networks["student"] = student
     probe = splits.train.batch([0]).inputs
-    return {name: cost.as_dict() for name, cost in costs(networks, probe).items()}
+    most = min(splits.train.largest_batch or 32, 32)
+    return {name: cost.as_dict() for name, cost in costs(networks, probe, batch_size=most).items()}
 
 
 def question_of(experiment: Experiment, splits: Any) -> str:

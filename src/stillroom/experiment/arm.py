@@ -196,7 +196,7 @@ def population(splits: Splits) -> int:
 def labels_by_index(splits: Splits) -> torch.Tensor | None:
     """Class numbers at their samples' numbers, -100 elsewhere; None where training samples have no class numbers."""
     labels = splits.train.labels
-    if labels is None or labels.is_floating_point() or labels.ndim != 1:
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != 1:
         return None
     found = labels.new_full((population(splits),), UNLABELLED, dtype=torch.int64)
     found[splits.train.index] = labels.long()
@@ -213,7 +213,7 @@ def build_student(student: Any, task: Task, splits: Splits, teacher: Frozen | No
             if hasattr(teacher.network, "parameters")
             else None
         )
-        width = int(teacher(probe.to(device) if device else probe).shape[1])
+        width = task.width_of(teacher(probe.to(device) if device else probe))
     return load_model(student, splits, width)
 
 
@@ -232,9 +232,10 @@ def load_model(spec: Any, splits: Splits, width: int | None) -> nn.Module:
 
         spec = copy.deepcopy(spec)
     image = len(shape) == 3
-    return hub.load(
+    model = hub.load(
         spec, classes=width, channels=int(shape[0]) if shape else 1, image_size=int(shape[-1]) if image else None
     )
+    return hub.language_model(model, splits.tokenizer) if splits.kind == "language-modelling" else model
 
 
 def measure(task: Task, network: nn.Module, splits: Splits, teacher: Any, workers: int = 0) -> Metrics:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from stillroom.task.base import Meter, Task
 from stillroom.task.detection import Detection, recall_at_precision, score_boxes
-from stillroom.task.generation import Generation, Reference, coverage, frechet_distance, variance_ratio
+from stillroom.task.generation import (
+    Generation,
+    Reference,
+    coverage,
+    frechet_distance,
+    picture_scores,
+    variance_ratio,
+)
 from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
 from stillroom.task.language import LanguageModelling
 from stillroom.task.measured import Measured
@@ -38,6 +45,7 @@ __all__ = [
     "frechet_distance",
     "luminance",
     "nearest",
+    "picture_scores",
     "psnr_y",
     "ranking_metrics",
     "recall_at_precision",
