@@ -114,12 +114,11 @@ def read_wav(content: bytes, *, rate: int = RATE) -> Tensor:
     from scipy.signal import resample_poly
 
     own, values = wavfile.read(io.BytesIO(content))
-    scale = 1.0
-    if np.issubdtype(values.dtype, np.integer):
-        scale = float(np.iinfo(values.dtype).max)
-        values = values - (128 if values.dtype == np.uint8 else 0)  # 8 bits are stored without a sign
-        scale = 128.0 if scale == 255 else scale
-    wave = np.asarray(values, dtype=np.float64) / scale
+    wave = values.astype(np.float64)
+    if values.dtype == np.uint8:  # 8 bits are stored without a sign
+        wave = (wave - 128) / 128
+    elif np.issubdtype(values.dtype, np.integer):
+        wave = wave / np.iinfo(values.dtype).max
     wave = wave.mean(axis=1) if wave.ndim == 2 else wave
     if own != rate:
         common = int(np.gcd(own, rate))

@@ -68,7 +68,7 @@ def routed_kd_loss(
         temperature=temperature,
         reduction="none",
     )
-    return reduce(values.view(samples, -1).mean(dim=1) if samples else values, reduction)
+    return reduce(values.view(samples, -1).mean(dim=1), reduction)
 
 
 @outside_autocast

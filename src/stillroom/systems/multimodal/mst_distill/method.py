@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,6 @@ from stillroom.blocks import (
     Edits,
     Masked,
     Router,
-    Taps,
     check_paired,
     last_hidden_layers,
     random_picks,
@@ -368,10 +368,20 @@ class MSTDistill(Method):
 def _tapped(network: nn.Module, named: Sequence[str] | None, probe: Batch, most: int) -> dict[str, tuple[int, ...]]:
     """The layers of a network that are masked, with the shapes of their outputs."""
     names = last_hidden_layers(network, probe, most=most) if named is None else list(named)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, output: Tensor) -> Tensor:
+        shapes[name] = tuple(output.shape[1:])
+        return output
+
     before = network.training
     try:
-        with torch.no_grad(), Taps(network, names) as taps:
+        edits = Edits(network, {name: partial(note, name) for name in names})
+        edits = Edits(network, {name: partial(note, name) for name in edits.edited})  # patterns filled in
+        with torch.no_grad(), edits:
             network.eval()(probe.inputs)
-            return {name: tuple(feature.shape[1:]) for name, feature in taps.features.items()}
     finally:
         network.train(before)
+    if idle := [name for name in edits.edited if name not in shapes]:
+        raise ValueError(f"module {idle[0]!r} does not run in a forward pass: tap one that does")
+    return {name: shapes[name] for name in edits.edited}
