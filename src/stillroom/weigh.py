@@ -104,7 +104,8 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
             named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
             raise ValueError(
                 f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
-                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or train its head first (--teacher-epochs)"
+                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or train "
+                "its head first (--teacher-epochs)"
             )
     built(
         "student",
@@ -241,8 +242,8 @@ def question_of(experiment: Experiment, splits: Any) -> str:
     pool = len(splits.unlabelled) if splits.unlabelled is not None else 0
     classes = f" into {len(splits.classes)} classes" if splits.classes else ""
     text = (
-        f"The task: {experiment.task.verb} {splits.name or 'your data'}{classes} ({experiment.task.name}); the student sees {labels} "
-        f"{'labelled ' * experiment.task.needs_labels}{experiment.task.sample_name(splits)}s"
+        f"The task: {experiment.task.verb} {splits.name or 'your data'}{classes} ({experiment.task.name}); the student "
+        f"sees {labels} {'labelled ' * experiment.task.needs_labels}{experiment.task.sample_name(splits)}s"
     )
     if held:
         text += f", {held} more choose its weights"

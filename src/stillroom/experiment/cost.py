@@ -289,10 +289,7 @@ def _moved(network: nn.Module, inputs: Any) -> Any:
 def _rows(inputs: Any, count: int) -> Any:
     """Cut or repeat the samples so that there are `count` of them."""
     samples = len(Batch(inputs))
-    rows = torch.arange(count) % samples
-    return map_tensors(
-        inputs, lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == samples else tensor
-    )
+    return Batch(inputs)[torch.arange(count) % samples].inputs
 
 
 def _device(network: nn.Module) -> torch.device:

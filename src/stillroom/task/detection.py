@@ -33,6 +33,7 @@ class Detection(Task):
 
     name = "detection"
     metric = "map_50"
+    augments: ClassVar[bool] = False
     verb: ClassVar[str] = "find objects in"
     proposals: ClassVar[int] = 100
     """How many of a teacher's proposals are compared, per image."""
@@ -43,8 +44,9 @@ class Detection(Task):
         "student": "detector-4",
         "train_size": 240,
         "test_size": 100,
+        "labels": 60,
         "teacher_epochs": 12.0,
-        "epochs": 6.0,
+        "epochs": 20.0,
         "batch_size": 8,
         "lr": 5e-3,
         "seeds": 3,
@@ -182,6 +184,7 @@ def score_boxes(found: Boxes, truth: Boxes) -> dict[str, float]:
 
     Raises:
         ImportError: pycocotools is missing.
+        ValueError: no image has a box.
     """
     require("pycocotools")
     from torchmetrics.detection import MeanAveragePrecision
@@ -192,6 +195,8 @@ def score_boxes(found: Boxes, truth: Boxes) -> dict[str, float]:
     said = metric.compute()
     names = {name: name for name in ("map_50", "map", "map_75", "map_small", "map_medium", "map_large")}
     named = {**names, "recall": "mar_100"}
+    if float(said["map_50"]) < 0:
+        raise ValueError(f"there is nothing to find: none of the {len(truth)} images has a box")
     return {ours: float(said[theirs]) for ours, theirs in named.items() if float(said[theirs]) >= 0}
 
 
