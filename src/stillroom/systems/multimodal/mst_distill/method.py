@@ -267,7 +267,7 @@ class MSTDistill(Method):
         check_paired(batch.inputs)
         said = self._student_says(batch)
         for number in range(len(self.taps)):
-            yield f"mask-{number}", Losses(outputs=said, **self._follow(number, batch, said))
+            yield f"mask-{number}", Losses(outputs=said, weights=None, **self._follow(number, batch, said))
 
     # ---- losses --------------------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class MSTDistill(Method):
             terms: dict[str, Tensor] = {}
             for number in range(len(self.taps)):
                 terms |= self._follow(number, batch, said)
-            return Losses(outputs=said, **terms)
+            return Losses(outputs=said, weights=None, **terms)
         return self._distil(batch)
 
     def _collaborate(self, batch: Batch) -> Losses:
@@ -290,7 +290,7 @@ class MSTDistill(Method):
         if batch.labels is not None:
             for name, place in (("student", ""), ("multimodal", "_teacher"), ("auxiliary", "_auxiliary")):
                 terms[f"label{place}"] = cross_entropy(said[name], batch.labels)
-        return Losses(outputs=said["student"], **terms)
+        return Losses(outputs=said["student"], weights=None, **terms)
 
     def _follow(self, number: int, batch: Batch, said: Tensor) -> dict[str, Tensor]:
         """How far a specialised teacher is from what the student says."""
