@@ -147,7 +147,7 @@ def test_a_verdict_in_other_words_is_printed_as_it_is_and_a_wrong_one_refused():
         (Scale.of("accuracy", [0.5, 0.912]).value(0.912), "91.2%"),
         (Scale.of("accuracy", [0.9121, 0.9124]).value(0.9124), "91.24%"),
         (Scale.of("accuracy", [91.2, 85.0]).value(91.2), "91.20"),  # given in percent already: not a share
-        (Scale.of("psnr", [27.31, 28.42]).value(28.417), "28.42"),
+        (Scale.of("psnr", [27.31, 28.42]).value(28.417), "28.42 dB"),
         (Scale.of("loss", [0.123456, 0.125]).value(0.123456), "0.12346"),
         (Scale.of("reward", [1200.0, 56000.0]).value(1234.5), "1,234"),
         (Scale.of("accuracy", [0.5, 0.9]).value(None), "\N{EN DASH}"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillroom.data.images import SUFFIXES
 from stillroom.data.named import data_folder
-from stillroom.data.pairs import ImagePairs, PatchPairs, make_pairs
+from stillroom.data.pairs import ImagePairs, PatchPairs, check_pairs, make_pairs
 from stillroom.data.parts import part_of
 from stillroom.data.rows import choose, generator
 from stillroom.data.samples import Samples, Splits
@@ -210,7 +210,9 @@ def _pairs(folder: Path, scale: int) -> tuple[list[Tensor], list[Tensor]]:
     if small.keys() != large.keys():
         odd = sorted(small.keys() ^ large.keys())
         raise ValueError(f"{str(folder)!r} has {odd[0]!r} in only one of LR and HR ({len(odd)} such): name pairs alike")
-    return [read_image(small[name]) for name in small], [read_image(large[name]) for name in small]
+    pairs = [read_image(small[name]) for name in small], [read_image(large[name]) for name in small]
+    check_pairs(*pairs, scale)
+    return pairs
 
 
 def _files(folder: Path) -> list[Path]:

@@ -180,7 +180,7 @@ def recipe(
     scale: int = 2,
     network: str = "imdn-16-3",
     plain: str = "plain-sr-14-3",
-    steps: int = 700,
+    steps: int = 500,
     batch_size: int = 8,
     patch_size: int = 24,
     lr: float = 1e-3,
