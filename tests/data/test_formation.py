@@ -57,5 +57,5 @@ def test_refusals():
         decode_formation(images, torch.zeros(3), 2)
     with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
         decode_formation(images[:, 0], labels, 2)
-    with pytest.raises(ValueError, match="2 images do not fill 2 x 2 grids: give a multiple of 4"):
+    with pytest.raises(ValueError, match="2 images do not fill grids of 2 x 2: give a multiple of 4"):
         encode_formation(images, 2)

@@ -44,7 +44,7 @@ def test_weights_are_those_of_amplitude_and_angle(amplitude, phase):
     found = characteristic_function_discrepancy(
         features, target, frequencies, amplitude_weight=amplitude, phase_weight=phase
     )
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_it_is_symmetric_and_blind_to_the_order_of_samples():
@@ -62,12 +62,12 @@ def test_identical_samples_give_the_floor_of_the_phase_and_no_gradient(dtype):
     features, _, frequencies = samples(dtype)
     features.requires_grad_()
     value = characteristic_function_discrepancy(features, features.detach().clone(), frequencies, phase_weight=0.3)
-    assert float(value) == pytest.approx(math.sqrt(0.3e-12), rel=1e-3)
+    assert value.item() == pytest.approx(math.sqrt(0.3e-12), rel=1e-3)
     (gradient,) = torch.autograd.grad(3 * value, features)
     assert float(gradient.abs().max()) < 1e-9
     nothing = characteristic_function_discrepancy(features, features.detach(), frequencies, phase_weight=0)
     (gradient,) = torch.autograd.grad(nothing, features)
-    assert float(nothing) == 0
+    assert nothing.item() == 0
     assert bool(gradient.isfinite().all())
 
 
@@ -77,7 +77,7 @@ def test_a_characteristic_function_of_0_has_a_finite_gradient():
     features.requires_grad_()
     value = characteristic_function_discrepancy(features, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(value, features)
-    assert float(value) == pytest.approx(math.sqrt(0.5), rel=1e-6)
+    assert value.item() == pytest.approx(math.sqrt(0.5), rel=1e-6)
     assert bool(gradient.isfinite().all())
 
 
