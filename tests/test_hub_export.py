@@ -75,7 +75,7 @@ def test_a_file_that_says_something_else_is_not_left_behind(tmp_path, network, m
 def test_a_file_that_runs_for_one_batch_size_only_is_refused(tmp_path, monkeypatch, format):
     pytest.importorskip("onnxruntime")
     trace = exporting._program
-    monkeypatch.setattr(exporting, "_program", lambda model, inputs, batch_dynamic: trace(model, inputs, False))
+    monkeypatch.setattr(exporting, "_program", lambda model, inputs, *_: trace(model, inputs, False, False))
     model = Model(nn.Linear(6, 3), channels=6)
     with pytest.raises(RuntimeError, match=rf"m \({format}\) does not run on a batch of 1: "):
         export(model, tmp_path / "m", format=format, example=torch.rand(1, 6))

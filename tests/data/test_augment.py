@@ -10,6 +10,7 @@ NOTHING = {  # uniform numbers that leave a batch as it is
     "shift": torch.full((4, 2), 0.5),
     "crop_flip": torch.full((4, 3), 0.5),
     "resized_crop_flip": torch.tensor([[0.0, 0.5, 0.5, 0.5, 0.5]]).expand(4, 5),
+    "flip_transpose": torch.full((4, 3), 0.5),
 }
 
 
