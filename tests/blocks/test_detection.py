@@ -82,7 +82,7 @@ def test_images_of_other_sizes_and_channels(detector):
 
 def test_other_networks_and_wrong_classes_are_refused(detector):
     assert not is_two_stage(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="Linear is no two-stage detector.*transform, backbone, rpn, roi_heads"):
+    with pytest.raises(TypeError, match=r"Linear is no two-stage detector.*transform, backbone, rpn, roi_heads"):
         TwoStage(nn.Linear(2, 2))
     opened = TwoStage(detector)
     prepared = opened.prepare(torch.rand(1, 1, 32, 32))
@@ -104,9 +104,9 @@ def test_background_first_and_last_give_one_order():
     assert torch.equal(last[1], deltas.unflatten(1, (4, 4))[:, :3])
     assert background_last(logits, deltas[:, :12])[1].shape == (5, 3, 4)
     assert background_last(logits, deltas[:, :4])[1].shape == (5, 1, 4)
-    with pytest.raises(ValueError, match="20 columns for logits of 4: expected 12 or 16.*background column"):
+    with pytest.raises(ValueError, match=r"20 columns for logits of 4: expected 12 or 16.*background column"):
         background_last(logits, torch.randn(5, 20))
-    with pytest.raises(ValueError, match='"first" or "last", given \'middle\''):
+    with pytest.raises(ValueError, match=r'"first" or "last", given \'middle\''):
         background_last(logits, deltas, background="middle")
 
 
@@ -193,13 +193,17 @@ def test_shared_boxes_and_no_proposals():
 
 def test_what_cannot_be_mined_is_refused():
     boxes, deltas, logits, sure = proposals()
-    with pytest.raises(ValueError, match="foreground must lie in .0, 1., given 1.5"):
+    with pytest.raises(ValueError, match=r"foreground must lie in .0, 1., given 1.5"):
         mine_low_confidence(boxes, deltas, logits, sure, foreground=1.5)
     with pytest.raises(ValueError, match="2 classes or more beside the background, given teacher_logits of 2 columns"):
         mine_low_confidence(boxes, deltas[:, :1], logits[:, 2:], sure)
-    with pytest.raises(ValueError, match=r"\(12, 2, 4\) for teacher_logits of 3 columns, given \(12, 3, 4\).*background"):
+    with pytest.raises(
+        ValueError, match=r"\(12, 2, 4\) for teacher_logits of 3 columns, given \(12, 3, 4\).*background"
+    ):
         mine_low_confidence(boxes, deltas, logits[:, :3], sure)
-    with pytest.raises(ValueError, match="but the image is 30 wide and 30 high: are they in the coordinates of another"):
+    with pytest.raises(
+        ValueError, match="but the image is 30 wide and 30 high: are they in the coordinates of another"
+    ):
         mine_low_confidence(boxes, deltas, logits, sure, image_size=(30, 30))
     with pytest.raises(ValueError, match="proposals are on cpu, but what belongs to them is on meta"):
         mine_low_confidence(boxes, deltas.to("meta"), logits, sure)

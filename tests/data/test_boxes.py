@@ -105,7 +105,7 @@ def test_batches_are_cut_moved_and_followed():
     assert [len(one) for one in (batch[1::2], batch[torch.tensor([True, False, True])])] == [1, 2]
     assert batch.to("meta").labels[1]["boxes"].device.type == "meta"
     assert batch.replace(labels=[targets[0], None, targets[2]]).labelled.tolist() == [True, False, True]
-    with pytest.raises(ValueError, match="labels has 2 rows, but batch.inputs has 3"):
+    with pytest.raises(ValueError, match=r"labels has 2 rows, but batch.inputs has 3"):
         Batch(images, targets[:2])
 
 
@@ -210,5 +210,5 @@ def test_broken_coco_folders_are_refused(tmp_path):
     (tmp_path / "train" / "annotations.json").write_text("[]")
     with pytest.raises(ValueError, match="is no COCO file: expected the keys images, annotations and categories"):
         load_data(tmp_path)
-    with pytest.raises(ValueError, match="has no annotations.json"):
+    with pytest.raises(ValueError, match=r"has no annotations.json"):
         load_data(tmp_path / "train" / "images", task="detection")

@@ -21,7 +21,7 @@ def test_value_and_gradient_match_the_authors_code(case):
 def naive(student, teacher, weights, scale, background):
     total = 0.0
     for row in range(len(student)):
-        foreground = torch.softmax(teacher[row, :-1], 0).tolist() + [background]
+        foreground = [*torch.softmax(teacher[row, :-1], 0).tolist(), background]
         said = torch.softmax(student[row], 0).tolist()
         for q, r in zip(foreground, said, strict=True):
             total += float(weights[row]) * q * (torch.log(torch.tensor(q)) - torch.log(torch.tensor(r))).item()

@@ -1,7 +1,7 @@
 """Two-stage detectors opened up: features, proposals, what is said of any regions, decoded and mined boxes.
 
-`TwoStage` reads a torchvision Faster R-CNN (or any module with its parts) without changing it. Everything it returns has
-the background LAST among the K + 1 columns; torchvision's own logits and deltas have it first.
+`TwoStage` reads a torchvision Faster R-CNN (or any module with its parts) without changing it. Everything it returns
+has the background LAST among the K + 1 columns; torchvision's own logits and deltas have it first.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Regions:
 class TwoStage:
     """Asks a two-stage detector step by step, in the coordinates of the images as its transform resizes them.
 
-    It holds nothing of its own, so it is made where it is needed. Modes (batch norm, dropout) are the network's; whether
-    the two stages sample boxes to train on (`supervised`) or propose and detect is decided by what is called.
+    It holds nothing of its own, so it is made where it is needed. Modes (batch norm, dropout) are the network's;
+    whether the two stages sample boxes to train on (`supervised`) or propose and detect is decided by what is called.
 
     Args:
         network: torchvision's FasterRCNN, a `stillroom.hub` model around one, or a module with the parts `transform`,
@@ -100,7 +100,7 @@ class TwoStage:
         Returns:
             torchvision's ImageList: `tensors` and, per image, `image_sizes`.
         """
-        images = [image for image in inputs]
+        images = list(inputs)
         adapt = getattr(self.network, "prepare", None)
         if adapt is not None:
             images = [adapt(image.unsqueeze(0))[0] for image in images]
@@ -133,9 +133,7 @@ class TwoStage:
         return Regions(vectors, *background_last(logits, deltas, background=self.background), counts)
 
     @torch.no_grad()
-    def detect(
-        self, features: dict[str, Tensor], boxes: Sequence[Tensor], image_sizes: Any
-    ) -> list[dict[str, Tensor]]:
+    def detect(self, features: dict[str, Tensor], boxes: Sequence[Tensor], image_sizes: Any) -> list[dict[str, Tensor]]:
         """Final detections from proposals (after the network's own threshold and NMS), in prepared coordinates."""
         with _flag(self.net.roi_heads, False):
             return list(self.net.roi_heads(features, list(boxes), image_sizes)[0])
@@ -351,8 +349,8 @@ def _check_mining(
         )
     if deltas.ndim != 3 or deltas.shape[1] not in (1, classes) or deltas.shape[2] != 4 or len(deltas) != len(logits):
         raise ValueError(
-            f"teacher_deltas must have shape ({len(logits)}, {classes}, 4) for teacher_logits of {classes + 1} columns, "
-            f"given {tuple(deltas.shape)}: do the logits have a background column, the last?"
+            f"teacher_deltas must have shape ({len(logits)}, {classes}, 4) for teacher_logits of {classes + 1} "
+            f"columns, given {tuple(deltas.shape)}: do the logits have a background column, the last?"
         )
     for name, tensor in (("proposals", proposals), ("teacher_deltas", deltas), ("teacher_logits", logits)):
         if not bool(tensor.isfinite().all()):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from stillroom.data.procedural import blobs as blobs
     from stillroom.data.procedural import scenes as scenes
     from stillroom.data.procedural import shapes as shapes
+    from stillroom.data.prompts import PromptSamples as PromptSamples
+    from stillroom.data.prompts import read_lines as read_lines
     from stillroom.data.rows import choose as choose
     from stillroom.data.rows import hold_out as hold_out
     from stillroom.data.samples import LazySamples as LazySamples
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from stillroom.data.tokenizer import Tokenizer as Tokenizer
 
 _EXPORTS = {
+    "PromptSamples": "prompts",
     "av_mnist": "modalities",
     "ImagePairs": "pairs",
     "PatchPairs": "pairs",
@@ -65,6 +68,7 @@ _EXPORTS = {
     "load_pairs": "photographs",
     "digit_halves": "modalities",
     "pair_by_class": "modalities",
+    "read_lines": "prompts",
     "spoken_and_written_digits": "modalities",
     "log_mel": "sound",
     "read_wav": "sound",

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from stillroom.data.condensed import is_condensed, read_condensed
 from stillroom.data.boxes import gives_boxes, is_coco, read_boxes, read_coco, read_image_pool
+from stillroom.data.condensed import is_condensed, read_condensed
 from stillroom.data.cut import cut, decide_form, load
 from stillroom.data.embedded import keep_labels
 from stillroom.data.folder import read_folder

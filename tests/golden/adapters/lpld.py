@@ -21,9 +21,7 @@ def lpld_loss(inputs, params):
 
 
 def lpld_weights(inputs, params):
-    return {
-        "weights": losses.lpld_weights(inputs["student_features"].double(), inputs["teacher_features"].double())
-    }
+    return {"weights": losses.lpld_weights(inputs["student_features"].double(), inputs["teacher_features"].double())}
 
 
 def mine_low_confidence(inputs, params):

@@ -16,8 +16,6 @@ from stillroom.task import Detection
 from stillroom.training import Optim
 from tests.golden_cases import golden_cases
 
-BOLD = {"confident": 0.3, "foreground": 0.34, "strong_view": lambda images: images.roll(1, -1)}
-
 
 def as_they_are(images):
     return images
@@ -106,9 +104,13 @@ def test_scale_0_is_a_mean_teacher(source):
 def test_gradients_reach_the_student_and_never_the_teacher(source):
     method = built(source)
     method(Batch(squares(2)[0]))["lpld"].backward()
-    touched = {name.split(".")[2] for name, p in method.student.named_parameters() if p.grad is not None and p.grad.any()}
+    touched = {
+        name.split(".")[2] for name, p in method.student.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert {"0", "box_head", "box_predictor"} <= touched
-    assert not any("rpn" in name for name, p in method.student.named_parameters() if p.grad is not None and p.grad.any())
+    assert not any(
+        "rpn" in name for name, p in method.student.named_parameters() if p.grad is not None and p.grad.any()
+    )
     assert all(not p.requires_grad and p.grad is None for p in method.average.parameters())
     assert not {id(p) for p in method.average.parameters()} & {id(p) for p in method.players()["student"]}
 
@@ -147,7 +149,9 @@ def test_averages_match_the_authors_code(case):
 def test_fit_ends_epochs(source, keep_rate, batch_size):
     method = built(source, keep_rate=keep_rate)
     before = copy.deepcopy(method.average.state_dict())
-    training = Training(epochs=3, batch_size=batch_size, optimizer=Optim("sgd", lr=0.01, schedule="constant"), keep="last")
+    training = Training(
+        epochs=3, batch_size=batch_size, optimizer=Optim("sgd", lr=0.01, schedule="constant"), keep="last"
+    )
     fitted = fit(method, TensorSamples(squares(4)[0]), training, task=Detection(), progress=False)
     assert int(method.epochs) == 3
     assert fitted.product is method.average
@@ -214,11 +218,11 @@ def test_background_first_and_last_give_the_same_loss(source):
 
 
 def test_wrong_arguments_are_refused(source):
-    with pytest.raises(ValueError, match="keep_rate must lie in .0, 1., given 1.5"):
+    with pytest.raises(ValueError, match=r"keep_rate must lie in .0, 1., given 1.5"):
         LPLD(copy.deepcopy(source), keep_rate=1.5)
-    with pytest.raises(ValueError, match="keep_rate must lie in .0, 1., given -0.1"):
+    with pytest.raises(ValueError, match=r"keep_rate must lie in .0, 1., given -0.1"):
         follow(source, source, keep_rate=-0.1)
-    with pytest.raises(ValueError, match="confident must lie in .0, 1., given 7"):
+    with pytest.raises(ValueError, match=r"confident must lie in .0, 1., given 7"):
         LPLD(copy.deepcopy(source), confident=7)
     with pytest.raises(ValueError, match="needs a detector of 2 classes or more, given one of 1"):
         LPLD(hub.load("detector-4", classes=1, channels=1, image_size=32))
@@ -226,7 +230,7 @@ def test_wrong_arguments_are_refused(source):
         LPLD(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="proposals must be 1 or more, given 0"):
         LPLD(copy.deepcopy(source), proposals=0)
-    with pytest.raises(ValueError, match='"teacher" or "student", given \'both\''):
+    with pytest.raises(ValueError, match=r'"teacher" or "student", given \'both\''):
         LPLD(copy.deepcopy(source), ships="both")
     with pytest.raises(ValueError, match="they must be one architecture"):
         follow(source, nn.Linear(2, 2))

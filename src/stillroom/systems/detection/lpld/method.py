@@ -51,8 +51,8 @@ def follow(teacher: nn.Module, student: nn.Module, *, keep_rate: float = 0.75) -
 class LPLD(Method):
     """Adapts a detector to unlabelled images by confident boxes and by its softly taught uncertain proposals.
 
-    The teacher starts as the detector's copy, sees the images as they are, and takes a quarter of the student at the end
-    of every epoch; the student sees a strong view. Batch norm keeps its statistics and its affine part.
+    The teacher starts as the detector's copy, sees the images as they are, and takes a quarter of the student at the
+    end of every epoch; the student sees a strong view. Batch norm keeps its statistics and its affine part.
 
     Args:
         student: a two-stage detector trained on the source domain; it is adapted in place.
@@ -170,7 +170,7 @@ class LPLD(Method):
 
     @torch.no_grad()
     def ask_teacher(self, inputs: Any) -> tuple[list[dict[str, Tensor]], list[Tensor], Regions, list[Any]]:
-        """Its confident boxes, its proposals, what it says of them, and the sizes of the prepared images they lie in."""
+        """Its confident boxes, its proposals, what it says of them, and the sizes of the images they lie in."""
         teacher = TwoStage(self.average, background=self.background_column)
         images = teacher.prepare(inputs)
         features = teacher.features(images)
