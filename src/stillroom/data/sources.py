@@ -50,7 +50,7 @@ def load_data(
             - a built-in name: "digits", "shapes" (multi-label), "scenes" (segmentation), "blobs" (regression),
               "digit-scenes" and "digit-scenes-shifted" (detection),
               "documentation" (language modelling);
-            - "digit-halves", "spoken-and-written-digits", "av-mnist": two modalities, inputs as a dict; "spoken-digits";
+            - "spoken-digits"; of two modalities "digit-halves", "spoken-and-written-digits", "av-mnist";
             - a name such as "cifar10": from the folder STILLROOM_DATA names, else from the hub;
             - "hf:OWNER/NAME" or "hf:OWNER/NAME:CONFIG" from the Hugging Face hub, "torchvision:CIFAR10";
             - a path: an image folder (see `stillroom.data.folder`), a Parquet file or folder, a `save_to_disk` folder,
