@@ -178,11 +178,15 @@ def test_teachers_that_cannot_teach_are_refused(splits):
     student, teacher = networks(splits, layers=1)
     with pytest.raises(ValueError, match=r"the teacher has 1 layer, .* give it 2 or more"):
         GraphDistillation(student, teacher, interactions=splits.train)
+    with pytest.raises(ValueError, match="GraphDistillation learns from a teacher, given none"):
+        GraphDistillation(student, None, interactions=splits.train)
     other = LightGCN(adjacency(two_tastes(10, 6)), 6, 2)
     with pytest.raises(ValueError, match="the teacher has 16 nodes, the student 64"):
         GraphDistillation(student, other, interactions=splits.train)(batch_of(splits))
     with pytest.raises(ValueError, match="this batch has none"):
         Ranking(student, interactions=splits.train)(Batch(torch.tensor([0])))
+    with pytest.raises(ValueError, match=r"labels must be \(1,\) int64, one item per user, given \(1,\) torch.float32"):
+        Ranking(student, interactions=splits.train)(Batch(torch.tensor([0]), torch.tensor([0.0])))
     with pytest.raises(ValueError, match="triples must be a number above 0, given 0"):
         GraphDistillation(student, networks(splits)[1], interactions=splits.train, triples=0)
 
@@ -210,8 +214,9 @@ def test_recommendations_are_new_to_the_user(fitted, splits):
     for user, items in enumerate(best.tolist()):
         assert not set(items) & set(splits.train.items_of(user).tolist())
         assert not set(items) & set(splits.validation.items_of(user).tolist())
-    even = sum(item % 2 == 0 for item in best[0].tolist() + best[2].tolist())
-    assert even >= 8  # users 0 and 2 like even items
+    users = torch.arange(40)
+    first = fitted.recommend(users, k=1)[:, 0]
+    assert float((first % 2 == users % 2).float().mean()) > 0.8  # even users like even items
 
 
 def test_the_last_run_is_trained_on_its_masks(fitted):
@@ -283,7 +288,7 @@ def test_a_killed_fit_goes_on_to_the_same_numbers(splits, tmp_path, monkeypatch)
             forward = type(method).forward
 
             def forward_and_die(batch):
-                if next(steps) == 25:
+                if next(steps) == 7:  # after two evaluations, within the third epoch
                     raise KeyboardInterrupt
                 return forward(method, batch)
 

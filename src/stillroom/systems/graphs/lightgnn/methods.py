@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import Batch
 from stillroom.data.interactions import Interactions
 from stillroom.losses import (
@@ -95,6 +96,11 @@ class Ranking(Method):
         """Return the losses of a batch of users and the items they took."""
         if batch.labels is None:
             raise ValueError("ranking needs the item that each user took as labels, but this batch has none")
+        if batch.labels.shape != batch.inputs.shape or batch.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be {tuple(batch.inputs.shape)} int64, one item per user, given "
+                f"{tuple(batch.labels.shape)} {batch.labels.dtype}"
+            )
         nodes = self.student.nodes()
         terms, outputs = self.terms(batch, nodes)
         return Losses(
@@ -147,6 +153,30 @@ class Ranking(Method):
             temperature=self.subspace_temperature,
             chunk_size=self.chunk_size,
         )
+
+
+class NodesOf(nn.Module):
+    """A network that is asked about all its nodes at once, whatever the batch.
+
+    Args:
+        network: has `nodes_and_high_order()`.
+
+    Raises:
+        ValueError: it has fewer than two layers.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        if network.layers < 2:
+            raise ValueError(
+                f"the teacher has {network.layers} layer, but what is taught is the sum of its layers from the second "
+                "on: give it 2 or more"
+            )
+        self.network = network
+
+    def forward(self, inputs: Any = None) -> tuple[Tensor, Tensor]:
+        """All nodes, and the high-order part of them, `(n, d)` each."""
+        return self.network.nodes_and_high_order()
 
 
 class GraphDistillation(Ranking):
@@ -214,7 +244,7 @@ class GraphDistillation(Ranking):
     ) -> None:
         super().__init__(
             student,
-            teacher,
+            None if teacher is None else NodesOf(teacher.network if isinstance(teacher, Frozen) else teacher),
             interactions=interactions,
             spread_weight=spread_weight,
             subspace_weight=subspace_weight,
@@ -229,12 +259,6 @@ class GraphDistillation(Ranking):
         check_positive(
             prediction_temperature=prediction_temperature, embedding_temperature=embedding_temperature, triples=triples
         )
-        layers = self.teacher.network.layers
-        if layers < 2:
-            raise ValueError(
-                f"the teacher has {layers} layer, but what is taught is the sum of its layers from the second on: "
-                "give it 2 or more"
-            )
         self.weights |= {"prediction": prediction_weight, "embedding": embedding_weight}
         self.prediction_temperature, self.embedding_temperature = prediction_temperature, embedding_temperature
         self.triples = triples
@@ -242,8 +266,7 @@ class GraphDistillation(Ranking):
     def terms(self, batch: Batch, nodes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The terms whose weight is not 0, and how far positives are above negatives."""
         found, margins = super().terms(batch, nodes)
-        with torch.no_grad():
-            teacher_nodes, high_order = self.teacher.network.nodes_and_high_order()
+        teacher_nodes, high_order = self.teacher(batch)
         if len(teacher_nodes) != len(nodes):
             raise ValueError(
                 f"the teacher has {len(teacher_nodes)} nodes, the student {len(nodes)}: both need the same"
