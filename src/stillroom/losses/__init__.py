@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stillroom.losses.nodes import node_contrast_loss as node_contrast_loss
     from stillroom.losses.nodes import pairwise_soft_target_loss as pairwise_soft_target_loss
     from stillroom.losses.nodes import subspace_uniformity_loss as subspace_uniformity_loss
+    from stillroom.losses.novelty import novelty_loss as novelty_loss
     from stillroom.losses.ranking import plackett_luce_loss as plackett_luce_loss
     from stillroom.losses.ranking import pld_loss as pld_loss
     from stillroom.losses.ranking import teacher_optimal_permutation as teacher_optimal_permutation
@@ -103,6 +104,7 @@ _EXPORTS = {
     "log_sum_uniformity_loss": "nodes",
     "nckd_loss": "logits",
     "negative_learning_loss": "complementary",
+    "novelty_loss": "novelty",
     "plackett_luce_loss": "ranking",
     "pld_loss": "ranking",
     "prescribed_gradient_loss": "scores",
