@@ -150,7 +150,8 @@ def _read_named(name: str) -> Parts:
     train_pairs, test_pairs = (_numbers(folder / file) - 1 for file in files)
     counts = torch.cat([train_pairs, test_pairs]).amax(0) + 1
     users, items = int(counts[0]), int(counts[1])
-    return Interactions(*train_pairs.unbind(1), users, items), None, Interactions(*test_pairs.unbind(1), users, items)
+    train, test = (Interactions(pairs[:, 0], pairs[:, 1], users, items) for pairs in (train_pairs, test_pairs))
+    return train, None, test
 
 
 def _numbers(file: Path) -> Tensor:

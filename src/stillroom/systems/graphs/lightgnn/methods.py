@@ -57,6 +57,8 @@ class Ranking(Method):
     )
     may_be_negative = ("spread",)
 
+    student: Any
+
     def __init__(
         self,
         student: nn.Module,

@@ -55,8 +55,8 @@ class LightGNN:
         >>> quick = Level(layers=2, epochs=3, lr=0.01)
         >>> model = LightGNN(dimensions=8, teacher=quick, intermediate=quick, student=quick, pruning=Pruning(runs=3))
         >>> model = model.fit(taken)
-        >>> model.recommend([0, 1], k=5).shape, round(model.runs[-1].edges_kept, 2)
-        (torch.Size([2, 5]), 0.72)
+        >>> model.recommend([0, 1], k=5).shape, round(model.runs[-1].entries_kept, 2)
+        (torch.Size([2, 5]), 0.64)
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LightGNN:
         self.selection = selection
         self.options = dict(vars(self))
         self.runs: list[Run] = []
-        self.models: dict[str, LightGCN] = {}
+        self.models: dict[str, Any] = {}
 
     @property
     def distils(self) -> bool:
@@ -169,7 +169,7 @@ class LightGNN:
         )
 
     def _method(self, student: MaskedLightGCN, teacher: Any, level: Level, run: int = 0) -> Method:
-        common = {
+        common: dict[str, Any] = {
             "interactions": self.splits.train,
             "spread_weight": self.spread_weight,
             "subspace_weight": self.subspace_weight if run else 0.0,
