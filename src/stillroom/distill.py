@@ -125,13 +125,14 @@ def distill(
             in Python also (X, y), ((X, y), (X_test, y_test)), a Dataset, a DataLoader or Splits.
         method: name of a method (`stillroom list --methods`); in Python also a Method class or function.
         method_options: arguments of the method; on the command line `--method.NAME VALUE`.
-        task: classification, multi-label, segmentation, regression, embeddings or language-modelling; found from the
-            data when not given. With a task and no models, an embedded demonstration of it.
+        task: classification, multi-label, segmentation, regression, embeddings, language-modelling or super-resolution;
+            found from the data when not given. With a task and no models, an embedded demonstration of it.
         labels: how many training samples keep their label; the others become the unlabelled pool.
         train_size: how many training samples are used at all, by the student and by a teacher that is trained first.
         test_size: how many test samples are used.
         unlabelled: more data, used without labels by methods that can.
-        image_size: side that images are brought to; the data's own when not given.
+        image_size: side that images are brought to (of the small patches in super-resolution); the data's own when not
+            given.
         channels: 1 for grey, 3 for colour; the data's own when not given.
         scale: how many times larger super-resolution makes images (2 when not given).
         length: tokens in a block of text (64 when not given).
@@ -150,7 +151,7 @@ def distill(
         clip: largest gradient norm.
         accumulate: parts a batch is cut into to save memory.
         ema_decay: ship an average of the weights with this decay per step.
-        augment: none, shift, crop_flip or resized_crop_flip; the data's own when not given.
+        augment: none, shift, crop_flip, resized_crop_flip or flip_transpose; the data's own when not given.
         precision: no (float32), bf16 or fp16.
         keep: best on the held-out part, or last.
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.

@@ -266,7 +266,7 @@ class PlainSR(Enlarger):
         check_scale(scale, blocks)
         super().__init__(scale, in_channels, image_skip=image_skip, check_range=check_range)
         self.stem = conv3x3(in_channels, channels)
-        self.blocks = nn.ModuleList(nn.ModuleList(conv3x3(channels, channels) for _ in range(4)) for _ in range(blocks))
+        self.blocks = nn.ModuleList(plain_block(channels) for _ in range(blocks))
         self.fuse = conv3x3(channels, channels)
         self.upsample = conv3x3(channels, in_channels * scale**2)
         if image_skip == "bicubic":
@@ -276,10 +276,16 @@ class PlainSR(Enlarger):
         """The network without the image skip."""
         features = x = self.stem(images)
         for block in self.blocks:
-            first, second, third, last = block  # type: ignore[misc]
-            y = F.leaky_relu(second(F.leaky_relu(first(x), SLOPE)), SLOPE)
-            x = last(F.leaky_relu(third(y), SLOPE)) + x
+            x = block(x) + x
         return F.pixel_shuffle(self.upsample(self.fuse(x) + features), self.scale)
+
+
+def plain_block(channels: int) -> nn.Sequential:
+    """Four 3x3 convolutions with a leaky ReLU after the first three."""
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [conv3x3(channels, channels), nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*layers, conv3x3(channels, channels))
 
 
 def is_enlarger(name: str) -> bool:
