@@ -108,6 +108,6 @@ def teacher_beats_chance(measured: dict[str, float], task: Task, labels: Tensor,
         return ""
     return (
         f"the teacher's {task.metric.replace('_', ' ')} on this data is {measured[task.metric]:.3f}, no better than "
-        f"guessing ({guess:.3f}): check its class order and input range, give it weights, or train it first "
+        f"guessing ({guess:.3f}): check {task.teacher_faults}, give it weights, or train it first "
         "(--teacher-epochs)"
     )

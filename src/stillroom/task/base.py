@@ -45,6 +45,8 @@ class Task:
     """What the outputs of a network number, in the plural."""
     takes: ClassVar[str] = "inputs in [0, 1]"
     """What a trained network takes, in its model card."""
+    teacher_faults: ClassVar[str] = "its class order and input range"
+    """What is to be looked at where a teacher guesses."""
     demonstration: ClassVar[dict[str, Any]] = {}
     """Options of `stillroom distill` where somebody names the task and no models."""
 

@@ -55,6 +55,7 @@ class LanguageModelling(Task):
     verb: ClassVar[str] = "predict the next token of"
     outputs_are: ClassVar[str] = "tokens in the vocabulary"
     takes: ClassVar[str] = "blocks of token numbers, int64 (N, L), and gives logits (N, L, V)"
+    teacher_faults: ClassVar[str] = "its tokenizer and that labels are one token later"
     demonstration: ClassVar[dict[str, Any]] = {
         "data": "documentation",
         "teacher": "gpt-3-128",
