@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from stillroom import check_method
+from stillroom.blocks import Frozen
 from stillroom.data.samples import Splits, TensorSamples
+from stillroom.experiment.arm import TrainingArm
 from stillroom.fit import fit
 from stillroom.language import Sequences, words
 from stillroom.losses import clipped_token_kl, cross_entropy, span_correlation_loss
+from stillroom.systems import catalog
 from stillroom.systems.language.semantic_revision import (
     ClippingLimits,
     KeptMassWarning,
@@ -125,18 +128,20 @@ def test_prompts_end_before_the_first_label():
 
 
 def test_what_is_written_is_a_batch_of_prompts_and_repaired_answers():
-    """The student counts up by one and its teacher by two: the first written token is the teacher's."""
-    teacher, student = Following((torch.arange(V) + 2) % V), Following((torch.arange(V) + 1) % V)
-    made = method(student=student, teacher=teacher, end_token=1, max_new_tokens=4)
-    inputs = torch.tensor([[2, 3, 2, 3, 2, 3, 9, 9, 9, 9], [3, 3, 3, 3, 3, 4, 9, 9, 9, 9]])
+    """The student counts up by one; its teacher too, but for a 5 after 3: that token is the teacher's."""
+    counting = (torch.arange(V) + 1) % V
+    student, teacher = Following(counting), Following(torch.where(torch.arange(V) == 3, 5, counting))
+    options = {"student": student, "teacher": teacher, "end_token": 1, "max_new_tokens": 4}
+    made = method(**options)
+    inputs = torch.tensor([[2, 3, 2, 3, 2, 3, 9, 9, 9, 9], [5, 6, 5, 6, 2, 2, 9, 9, 9, 9]])
     new_inputs, labels = made.write(inputs, torch.full_like(inputs, 5))
     assert new_inputs[:, :6].tolist() == inputs[:, :6].tolist()
     assert labels[0].tolist() == [-100] * 5 + [5, 6, 7, 8]
-    assert labels[1].tolist() == [-100] * 5 + [6, 7, 8, 9]
+    assert labels[1].tolist() == [-100] * 5 + [3, 5, 6, 7]
     assert torch.equal(new_inputs[:, 6:], labels[:, 5:-1])
-    raw = method(student=student, teacher=teacher, end_token=1, max_new_tokens=4, repair_every=0)
+    raw = method(**options, repair_every=0)
     assert raw.write(inputs, torch.full_like(inputs, 5))[1][0].tolist() == [-100] * 5 + [4, 5, 6, 7]
-    every_other = method(student=student, teacher=teacher, end_token=1, max_new_tokens=4, repair_every=2)
+    every_other = method(**options, repair_every=2)
     firsts = [int(every_other.write(inputs, torch.full_like(inputs, 5))[1][0, 5]) for _ in range(4)]
     assert firsts == [5, 4, 5, 4]
 
@@ -159,9 +164,10 @@ def test_limits_begin_where_they_should_and_stay_in_their_bounds():
     torch.testing.assert_close(upper, torch.full((3, 4), 0.999))
     for parameter in limits.parameters():
         nn.init.normal_(parameter, std=20.0)
-    lower, upper = limits(*logs)
-    assert 0 <= float(lower.min()) <= float(lower.max()) <= 0.2
-    assert 0.9 <= float(upper.min()) <= float(upper.max()) <= 1
+    with torch.no_grad():
+        lower, upper = limits(*logs)
+    assert 0 <= float(lower.min()) <= float(lower.max()) <= 0.2 + 1e-6
+    assert 0.9 - 1e-6 <= float(upper.min()) <= float(upper.max()) <= 1
     assert limits(*(log[..., :5].log_softmax(-1) for log in logs))[0].shape == (3, 4)  # a vocabulary below `top`
     with pytest.raises(ValueError, match=r"given 0.05, 0.95, 0.9 and 0.999"):
         ClippingLimits(highest_lower=0.95)
@@ -212,7 +218,7 @@ def test_on_its_own_text_the_label_is_still_that_of_the_reference():
     assert len(made.replay) == 8
     assert torch.equal(inputs[:6], batch.inputs[0, :6])
     assert labels[:5].tolist() == [-100] * 5
-    assert float(losses["clipped"]) != pytest.approx(float(method()(batch)["clipped"].detach()))
+    assert float(losses["clipped"].detach()) != pytest.approx(float(method()(batch)["clipped"].detach()))
 
 
 def test_sources_follow_the_schedule_and_the_buffer():
@@ -251,7 +257,8 @@ def test_two_players_and_what_reaches_whom():
         made.zero_grad(set_to_none=True)
         losses.total.backward(inputs=players[player])
         assert all(p.grad is not None for p in players[player])
-        assert all(float(p.grad.abs().max()) > 0 for p in made.limits.parameters()) == (player == "limits")
+        reached = [p.grad is not None and float(p.grad.abs().max()) > 0 for p in made.limits.parameters()]
+        assert reached == [player == "limits"] * 4
     assert turns == [("student", ["clipped", "label", "span"]), ("limits", ["kept_mass", "limits"])]
 
 
@@ -328,14 +335,12 @@ def test_wrong_batches_are_refused():
             method()(bad)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7])
-def test_it_passes_the_battery(share):
-    task = LanguageModelling()
-    silent = method(tokenizer=None, span_weight=0.0, student_share=share)
-    assert check_method(silent, text_batch(), task=task, processes=False).ok
-    made = method(student_share=share, capacity=20)
-    skip = ("teacher_classes",)  # a padded vocabulary is cut to the tokenizer's; see the test above
-    assert check_method(made, text_batch(prompt=2), task=task, processes=False, skip=skip).ok
+def test_it_passes_the_battery():
+    made = method(student_share=0.7, capacity=20)
+    skip = ("teacher_classes",)  # with a tokenizer, a padded vocabulary is cut to its size; without one it is refused:
+    assert check_method(made, text_batch(prompt=2), task=LanguageModelling(), processes=False, skip=skip).ok
+    silent = method(tokenizer=None, span_weight=0.0)
+    assert check_method(silent, text_batch(), only=("terms", "teacher_classes", "weight_zero", "zero_at_teacher")).ok
 
 
 # ---- in training -----------------------------------------------------------------------------------------------------
@@ -411,6 +416,20 @@ def test_a_student_comes_nearer_to_its_teacher():
     assert float(made(batch)["clipped"].detach()) < 0.7 * first
 
 
+def test_a_comparison_can_name_it():
+    """By the name in the catalogue, on models and text of the user's: the tokenizer is that of the data."""
+    task = LanguageModelling(["a bad cafe faded "] * 60, length=LENGTH, tokenizer=TOKENIZER)
+    text = task.load(0)
+    arm = TrainingArm(catalog.method("semantic-revision"), task, language_model(0))
+    made = arm.build(0, text, Frozen(language_model(1, 16, 2)))
+    assert isinstance(made, SemanticRevision)
+    assert made.vocabulary_size == V
+    made.schedule.first_share = 1.0
+    fitted = fit(made, text, Training(steps=2, batch_size=4), task=task, progress=False, device="cpu")
+    assert set(fitted.terms[0][1]) == {"label", "clipped", "span", "limits", "kept_mass"}
+    assert len(made.replay) == 8
+
+
 def test_two_models_of_transformers_that_share_a_tokenizer():
     transformers = pytest.importorskip("transformers")
     networks = []
@@ -457,7 +476,7 @@ def test_a_teacher_without_a_lead_is_refused():
 
 
 def test_the_papers_settings_in_small():
-    pairs = [(f"say {word}", word) for word in ("abc", "def", "gab", "bed", "fade", "cab", "deed", "egg") * 5]
+    pairs = [(f"say {word}", word) for word in ("abc", "def", "gab", "bed", "fade", "cab", "deed", "egg") * 50]
     small = paper(
         pairs,
         teacher=language_model(1, 16, 2),

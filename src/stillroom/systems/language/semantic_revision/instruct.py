@@ -84,6 +84,7 @@ class Instructing:
             resume=context.resume,
             device=context.device,
             workers=context.workers,
+            trackers=(),
             progress=False,
             check_teacher=False,
         ).product

@@ -270,15 +270,13 @@ class SemanticRevision(Method):
         check_sequences(own, theirs, labels, valid)
         coordinates = mass_coordinates((at_least_float32(theirs) / self.temperature).softmax(dim=-1))
         seen = _Seen(own.detach(), theirs, coordinates, labels, valid)
+        found = [[] for _ in labels] if self.find_spans is None else self.find_spans(labels, valid)
         terms = {
             "label": cross_entropy(reference.flatten(0, 1), batch.labels.flatten()),  # type: ignore[union-attr]
             "clipped": self._clipped(own, seen)[0],
+            "span": span_correlation_loss(own, theirs, found, temperature=self.temperature),
         }
-        if self.find_spans is not None:
-            found = self.find_spans(labels, valid)
-            terms["span"] = span_correlation_loss(own, theirs, found, temperature=self.temperature)
-        weights = {name: self.weights[name] for name in terms}
-        return Losses(outputs=reference, weights=weights, **terms), seen
+        return Losses(outputs=reference, weights=self.weights, **terms), seen
 
     def _limits_turn(self, seen: _Seen) -> Losses:
         loss, lower, upper = self._clipped(seen.student_logits, seen)
