@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_TEACHER = "conv-32-64"
 DEFAULT_STUDENT = "conv-8-16"
 DEFAULT_LABELS = 200
-PHOTOGRAPHS = "photographs"
 
 
 def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> Experiment:
@@ -110,8 +109,6 @@ def _short(model: Any) -> str:
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what was not given: the whole embedded task when there is neither teacher nor student."""
     options = _of_task(dict(options))
-    if _is(options["task"], "super-resolution"):
-        options = _with_photographs(options)
     if options["teacher"] is None and options["student"] is None and _is(options["data"], "digits"):
         embedded = {
             "teacher": DEFAULT_TEACHER,
@@ -150,25 +147,7 @@ def _of_task(options: dict[str, Any]) -> dict[str, Any]:
         other = {"steps": "epochs", "epochs": "steps"}
         for name, value in shown.items():
             if options[name] is None and options.get(other.get(name, name)) is None:
-                options[name] = value
-    return options
-
-
-def _with_photographs(options: dict[str, Any]) -> dict[str, Any]:
-    """The embedded data set of super-resolution, and networks for it where neither teacher nor student is named."""
-    options["data"] = PHOTOGRAPHS if _is(options["data"], "digits") else options["data"]
-    options["scale"] = 2 if options["scale"] is None else options["scale"]
-    if options["teacher"] is None and options["student"] is None:
-        scale = options["scale"]
-        embedded = {
-            "teacher": f"imdn-24-3-x{scale}-skip",
-            "student": f"imdn-8-2-x{scale}-skip",
-            "teacher_epochs": 25.0,
-            "steps": 300 if options["epochs"] is None else None,
-            "batch_size": 8,
-            "lr": 2e-3,
-        }
-        options |= {name: value for name, value in embedded.items() if options[name] is None}
+                options[name] = value.format(**options) if isinstance(value, str) else value
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,16 @@ class SuperResolution(Task):
     name = "super-resolution"
     metric = "psnr"
     kd_weights = (0.5, 0.5)
+    demonstration: ClassVar[dict[str, Any]] = {
+        "data": "photographs",
+        "scale": 2,
+        "teacher": "imdn-24-3-x{scale}-skip",
+        "student": "imdn-8-2-x{scale}-skip",
+        "teacher_epochs": 25.0,
+        "steps": 300,
+        "batch_size": 8,
+        "lr": 2e-3,
+    }
     verb = "enlarge"
     outputs_are = "colours"
 
