@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -466,11 +468,23 @@ def test_the_experiment_in_small(tmp_path):
     assert experiment.seeds >= 6
     assert {"cotraining", "random-routing", "mean-teacher", "no-masks"} == set(experiment.controls)
     results = experiment.tiny().run(seeds=(0, 1), folder=tmp_path, progress=False)
-    assert len(results["claims"]) == 7
+    assert len(results["claims"]) == 8
     for name, arm in results["arms"].items():
         metrics = arm["metrics"]
         assert metrics["accuracy"] == metrics["accuracy_with_other_modality_shuffled"], name
     assert "routed_to_3" in results["arms"]["mst"]["metrics"]
+
+
+@pytest.mark.skipif(not os.environ.get("STILLROOM_DATA"), reason="STILLROOM_DATA is not set")
+def test_the_experiment_on_recordings_and_images_in_small():
+    experiment = recipe("spoken-digits").tiny()
+    arms = {name: experiment.arms[name] for name in ("kd-auxiliary", "mst")}
+    shown = replace(experiment, arms=arms, claims=(), controls=(), rivals=(), baseline="mst").run(
+        seeds=(0,), progress=False
+    )
+    metrics = shown["arms"]["mst"]["metrics"]
+    assert metrics["accuracy"] == metrics["accuracy_with_other_modality_shuffled"]
+    assert metrics["mask_parameters"][0] > 0
 
 
 def test_every_arm_begins_with_the_same_networks():
@@ -526,8 +540,6 @@ def test_the_papers_settings_in_small():
     )
     experiment = paper(small, epochs=(1, 1, 1))
     arms = {name: arm for name, arm in experiment.arms.items() if name in ("alone", "no-masks")}
-    from dataclasses import replace
-
     results = (
         replace(experiment, arms=arms, claims=(), controls=("no-masks",), rivals=(), method=None)
         .tiny()

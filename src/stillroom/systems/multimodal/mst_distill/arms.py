@@ -37,6 +37,7 @@ class Setting:
         teacher_taps: of MST-Distill; None for the last two hidden layers.
         auxiliary_taps: the same.
         most_mask_parameters: of MST-Distill.
+        look_every: epochs between two looks at the held-out samples, by which weights are chosen.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Setting:
     teacher_taps: tuple[str, ...] | None = None
     auxiliary_taps: tuple[str, ...] | None = None
     most_mask_parameters: int = 20_000_000
+    look_every: int = 4
 
     @property
     def epochs(self) -> float:
@@ -77,13 +79,13 @@ class Setting:
     def train(
         self, method: Method, epochs: float, seed: int, splits: Splits, context: Context, folder: str = ""
     ) -> Fitted:
-        """Train as all arms are: the held-out cross-entropy, looked at after every epoch, chooses the weights."""
+        """Train as all arms are: the held-out cross-entropy, looked at every few epochs, chooses the weights."""
         training = context.training
         steps = max(len(splits.train) // training.batch_size, 1)
         if context.tiny:
             training = training.change(steps=6, evaluate_every=2)
         else:
-            training = training.change(epochs=epochs, evaluate_every=steps)
+            training = training.change(epochs=epochs, evaluate_every=steps * self.look_every)
         return fit(
             method,
             splits,

@@ -19,7 +19,7 @@ from stillroom.blocks import (
     random_picks,
     top_picks,
 )
-from stillroom.data.batch import Batch
+from stillroom.data.batch import Batch, map_tensors
 from stillroom.losses import (
     all_pairs_kd_loss,
     balance_kl_loss,
@@ -301,11 +301,12 @@ class MSTDistill(Method):
     def _distil(self, batch: Batch) -> Losses:
         said = self.student(batch.inputs)
         probabilities = self.router(said)
-        with torch.no_grad():
-            teachers = self._all_teachers(batch.inputs)
+        picked = None
         if self.routing in ("top", "random"):
-            pick = top_picks if self.routing == "top" else random_picks
-            picked = pick(probabilities, self.picks)
+            picked = (top_picks if self.routing == "top" else random_picks)(probabilities, self.picks)
+        with torch.no_grad():
+            teachers = self._all_teachers(batch.inputs, said, picked)
+        if picked is not None:
             distill = routed_kd_loss(said, teachers, picked, temperature=self.temperature)
         elif self.routing == "weighted":
             target = torch.einsum("nm,mn...->n...", probabilities.to(teachers.dtype), teachers)
@@ -348,15 +349,23 @@ class MSTDistill(Method):
         with Edits(network, edits):
             return network(inputs)
 
-    def _all_teachers(self, inputs: Any) -> Tensor:
-        """What all specialised teachers say, `(M, N, C, ...)`; networks without a mask are asked once."""
-        said: dict[Any, Tensor] = {}
-        for number, (owner, _) in enumerate(self.taps):
-            key = owner if self.masks is None else number
-            if key not in said:
-                said[key] = self.specialised_logits(number, inputs)
-        keys = [owner if self.masks is None else number for number, (owner, _) in enumerate(self.taps)]
-        return torch.stack([said[key] for key in keys])
+    def _all_teachers(self, inputs: Any, like: Tensor, picks: Tensor | None) -> Tensor:
+        """What all specialised teachers say, `(M, N, C, ...)`; with picks, each is asked about its own samples only
+        (the others hold 0), and networks without a mask are asked once."""
+        if self.masks is None:
+            owners = dict.fromkeys(owner for owner, _ in self.taps)
+            numbers = {owner: [name for name, _ in self.taps].index(owner) for owner in owners}
+            said = {owner: self.specialised_logits(number, inputs) for owner, number in numbers.items()}
+            return torch.stack([said[owner] for owner, _ in self.taps])
+        if picks is None:
+            return torch.stack([self.specialised_logits(number, inputs) for number in range(len(self.taps))])
+        found = torch.zeros(len(self.taps), *like.shape, dtype=like.dtype, device=like.device)
+        for number in range(len(self.taps)):
+            rows = (picks == number).any(dim=1).nonzero().flatten()
+            if len(rows):
+                mine = map_tensors(inputs, lambda tensor, rows=rows: tensor[rows])
+                found[number, rows] = self.specialised_logits(number, mine).to(like.dtype)
+        return found
 
     def _student_says(self, batch: Batch) -> Tensor:
         with torch.no_grad():

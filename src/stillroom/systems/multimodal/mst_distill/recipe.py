@@ -90,6 +90,7 @@ def paper(
         teacher_taps=("joined", "head.fc1"),
         auxiliary_taps=("0.conv2", "0.conv3"),
         most_mask_parameters=120_000_000,
+        look_every=1,
     )
     training = Training(
         epochs=setting.epochs, batch_size=batch_size, optimizer=Optim("adam", lr=lr, schedule="constant")
@@ -106,6 +107,7 @@ def _experiment(setting: Setting, training: Training, samples: str, *, seeds: in
             "alone": LabelsOnly(setting),
             "cotraining": without(whole, masks=False, distill_weight=0.0, balance_weight=0.0),  # then labels alone
             "kd-teacher": PlainKD(setting, "teacher"),
+            "kd-teacher-light": PlainKD(setting, "teacher", distill_weight=0.25),
             "kd-auxiliary": PlainKD(setting, "auxiliary"),
             "mst": whole,
             "random-routing": without(whole, routing="random"),
@@ -116,13 +118,14 @@ def _experiment(setting: Setting, training: Training, samples: str, *, seeds: in
             Claim("mst", ">", "alone", on="accuracy"),
             Claim("mst", ">", "cotraining", on="accuracy"),
             Claim("mst", ">", "kd-teacher", on="accuracy"),
+            Claim("mst", ">", "kd-teacher-light", on="accuracy"),
             Claim("mst", ">", "kd-auxiliary", on="accuracy"),
             Claim("mst", ">", "random-routing", on="accuracy"),
             Claim("mst", ">", "mean-teacher", on="accuracy"),
             Claim("mst", ">", "no-masks", on="accuracy"),
         ],
         controls=("cotraining", "random-routing", "mean-teacher", "no-masks"),
-        rivals=("kd-teacher", "kd-auxiliary"),
+        rivals=("kd-teacher", "kd-teacher-light", "kd-auxiliary"),
         method="mst",
         title="MST-Distill: mixture of specialised teachers",
         question=f"A student that sees one modality learns from {samples}; two teachers see the other, or both.",
