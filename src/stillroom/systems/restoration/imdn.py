@@ -193,6 +193,12 @@ def recipe(
     bicubic enlargement is learned; "untrained_skip" shows that nothing of it is there before. Tiled inference cuts a
     part of the first reported image into four.
 
+    Seen: both networks gain about 0.47 dB on the photographs, and splitting neither helps nor hurts at this size. Tiled
+    and whole inference differ by less than 0.001 dB; the ratio of the difference at the seam to that elsewhere is
+    between 0.7 and 4.5 and its claim not shown: a network of this depth sees 15 pixels around each, the overlap has 8.
+    The learning rate was chosen with seed 100 out of 0.001, 0.002 and 0.004, between which neither network told a
+    difference; the steps, so that all seeds take two minutes.
+
     Args:
         data: what `stillroom.data.load_pairs` takes: photographs, set5, set14, bsd100, a folder.
         scale: 2, 3 or 4.
