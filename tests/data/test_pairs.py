@@ -159,6 +159,16 @@ def test_images_of_different_sizes_are_measured_one_at_a_time():
         samples.batch([0, 1])
 
 
+def test_large_images_can_be_left_out():
+    low, high = numbered(8, 8, 2)
+    for samples in (ImagePairs([low], [high], scale=2), PatchPairs([low], [high], scale=2, patch_size=4)):
+        assert samples.has_labels
+        without = samples.relabel(None)
+        assert not without.has_labels
+        assert without.batch([0]).labels is None
+        assert samples.batch([0]).labels is not None
+
+
 # ---- photographs -----------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,22 @@ from stillroom.data.degrade import crop_to_multiple, shrink
 from stillroom.data.samples import Samples
 
 
-class ImagePairs(Samples):
+class Pairs(Samples):
+    """Base of both: the label of a row is its large image, read with the small one."""
+
+    labelled = True
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows come with their large image."""
+        return self.labelled
+
+    def _drop_labels(self) -> None:
+        super()._drop_labels()
+        self.labelled = False
+
+
+class ImagePairs(Pairs):
     """Whole images of any sizes: the small one is the input, the large one the label; one pair a batch.
 
     Args:
@@ -33,20 +48,15 @@ class ImagePairs(Samples):
         super().__init__(len(low), shape, index=torch.arange(first, first + len(low)))
         self.low, self.high, self.scale = list(low), list(high), scale
 
-    @property
-    def has_labels(self) -> bool:
-        """Every pair has its large image."""
-        return True
-
-    def _read(self, rows: Tensor) -> tuple[Any, Tensor, Mapping[str, Tensor]]:
+    def _read(self, rows: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
         sizes = {self.low[row].shape for row in rows.tolist()}
         if len(sizes) > 1:
             raise ValueError(f"images of {len(sizes)} sizes do not fit into one batch: read one row at a time")
         low, high = ([images[row] for row in rows.tolist()] for images in (self.low, self.high))
-        return _floats(low), _floats(high), {}
+        return _floats(low), _floats(high) if self.labelled else None, {}
 
 
-class PatchPairs(Samples):
+class PatchPairs(Pairs):
     """Patches of pairs: as many rows for an image as would cover it, each cut at random when it is trained on.
 
     Positions are drawn on the grid of the small image, so that both patches show the same part of the scene. Outside of
@@ -89,11 +99,6 @@ class PatchPairs(Samples):
         super().__init__(count, (3, patch_size, patch_size), index=torch.arange(first, first + count))
         self.low, self.high, self.scale, self.patch_size = list(low), list(high), scale, patch_size
 
-    @property
-    def has_labels(self) -> bool:
-        """Every patch has its large one."""
-        return True
-
     def places(self, rows: Tensor, uniform: Tensor) -> list[tuple[int, int, int]]:
         """Where patches lie: number of the image, top and left in the small image.
 
@@ -108,16 +113,16 @@ class PatchPairs(Samples):
             found.append((image, min(int(down * height), height - 1), min(int(across * width), width - 1)))
         return found
 
-    def _read(self, rows: Tensor) -> tuple[Any, Tensor, Mapping[str, Tensor]]:
+    def _read(self, rows: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
         return self._read_drawn(rows, torch.full((len(rows), 2), 0.5))
 
-    def _read_drawn(self, rows: Tensor, uniform: Tensor) -> tuple[Any, Tensor, Mapping[str, Tensor]]:
+    def _read_drawn(self, rows: Tensor, uniform: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
         low, high = [], []
         for image, top, left in self.places(rows, uniform):
             low.append(self.low[image][:, top : top + self.patch_size, left : left + self.patch_size])
             above, before, side = (self.scale * number for number in (top, left, self.patch_size))
             high.append(self.high[image][:, above : above + side, before : before + side])
-        return _floats(low), _floats(high), {}
+        return _floats(low), _floats(high) if self.labelled else None, {}
 
 
 def make_pairs(images: Sequence[Tensor], scale: int) -> tuple[list[Tensor], list[Tensor]]:
