@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stillroom.blocks.pruning import guided_edge_importance, surviving
     from stillroom.blocks.queue import FeatureQueue, gathered
     from stillroom.blocks.router import Router, random_picks, routing_shares, top_picks
+    from stillroom.blocks.segmenter import FCN
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, last_hidden_layers, matched_taps
     from stillroom.blocks.taps import Edits, Taps, tap_root, unwrapped
@@ -65,6 +66,7 @@ _EXPORTS = {
     "Cached": "providers",
     "CausalTransformer": "causal",
     "EMA": "ema",
+    "FCN": "segmenter",
     "FeatureQueue": "queue",
     "FixedNodes": "propagation",
     "FrequencySampler": "frequencies",
@@ -109,6 +111,7 @@ _EXPORTS = {
 
 __all__ = [
     "EMA",
+    "FCN",
     "IMDN",
     "Align",
     "AnyScaleIMDN",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stillroom.blocks.causal import CausalTransformer
 from stillroom.blocks.enlarge import build_enlarger, is_enlarger
+from stillroom.blocks.segmenter import FCN
 
 NAMES = (
     *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
@@ -42,6 +43,7 @@ def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.M
     - "vgg8", "vgg13": five stages of 64 to 512 channels with one or two convolutions each and batch norm.
     - "vit-DIM-DEPTH": a vision transformer with a class token, heads of width 16, and patches of 4 pixels, or of 2
       where the image is smaller than 16 pixels.
+    - "fcn-16-32", "fcn-16-32-64+aux": a small segmenter with these widths, with an auxiliary head; see `blocks.FCN`.
     - "gpt-DEPTH-WIDTH": a causal language model over tokens `(N, L)`, in the form of GPT-2, heads of width 16.
     - "imdn-WIDTH-BLOCKS-xSCALE" and "plain-sr-WIDTH-BLOCKS-xSCALE" enlarge images; see `blocks.build_enlarger`.
 
@@ -321,6 +323,14 @@ def _gpt(numbers: list[int], classes: int, in_channels: int, image_size: int) ->
     return CausalTransformer(classes, width=width, depth=depth, heads=width // 16, context=in_channels)
 
 
+def _fcn(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    return FCN(numbers, classes=classes, in_channels=in_channels)
+
+
+def _fcn_with_auxiliary(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    return FCN(numbers, classes=classes, in_channels=in_channels, auxiliary=True)
+
+
 _KINDS: dict[str, Callable[[list[int], int, int, int], nn.Module]] = {
     r"mlp(-\d+)+": _mlp,
     r"conv(-\d+)+": _conv,
@@ -330,4 +340,6 @@ _KINDS: dict[str, Callable[[list[int], int, int, int], nn.Module]] = {
     r"vgg(8|13)": _vgg,
     r"vit-\d+-\d+": _vit,
     r"gpt-\d+-\d+": _gpt,
+    r"fcn(-\d+)+": _fcn,
+    r"fcn(-\d+)+\+aux": _fcn_with_auxiliary,
 }

@@ -121,6 +121,7 @@ class TrainingArm:
         steps_factor: how many times the common number of steps this arm may take (equal wall-clock).
         lrs: learning rates to try; the best on the held-out part counts. None tried: the training's own.
         save: keep the trained student in the arm's folder.
+        also: `(network, splits, teacher) -> further numbers` of what ships; None for none.
     """
 
     method: Callable[..., Method]
@@ -129,6 +130,7 @@ class TrainingArm:
     steps_factor: float = 1.0
     lrs: tuple[float, ...] = ()
     save: bool = False
+    also: Callable[[nn.Module, Splits, Any], Mapping[str, float]] | None = None
 
     def __call__(self, seed: int, context: Context) -> Metrics:
         """Train with one seed (and, where there are several rates, with each of them) and measure the best."""
@@ -161,6 +163,8 @@ class TrainingArm:
         sign = 1 if self.task.higher_is_better else -1
         fitted, lr = max(tries, key=lambda tried: sign * tried[0].validation.get(self.task.metric, 0.0))
         metrics = measure(self.task, fitted.product, splits, context.teacher, context.workers)
+        if self.also is not None:
+            metrics |= self.also(fitted.product, splits, context.teacher)
         context.extra.update(_account(fitted), lr=lr)
         if self.save:
             hub.save(fitted.product, context.folder / "student", overwrite=True)

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stillroom.baselines import is_control
 from stillroom.checkpoint import seed_everything, write_json
+from stillroom.data.samples import Splits
 from stillroom.experiment.arm import Context, TrainingArm, is_method, method_class
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.record import machine, results_of, versions
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
+from stillroom.method import Method
 from stillroom.task import Classification, Task
 from stillroom.training import Training
 
@@ -46,6 +49,8 @@ class Experiment:
         teacher: the same, or a list (their average teaches), or a function `predict(batch)`.
         training: how every arm trains.
         teacher_training: how the teacher is trained first, on all training labels; None takes it as it is.
+        teacher_method: how: a method class that takes the network as its student; by its labels alone when not given.
+        also: `(network, splits, teacher) -> further numbers` of what a training arm ships; None for none.
         claims: what is tested over the seeds.
         baseline: the arm that the others' differences are taken to.
         title: heading of the report.
@@ -69,6 +74,8 @@ class Experiment:
     teacher: Any = None
     training: Training = field(default_factory=Training)
     teacher_training: Training | None = None
+    teacher_method: Callable[..., Method] | None = None
+    also: Callable[[nn.Module, Splits, Any], Mapping[str, float]] | None = None
     claims: Sequence[Claim] = ()
     baseline: str = "alone"
     title: str = ""
@@ -238,6 +245,7 @@ class _Plan:
                 self.experiment.task,
                 self.folder / "teacher",
                 training=self.experiment.teacher_training,
+                method=self.experiment.teacher_method,
                 device=self.device,
                 workers=self.workers,
                 resume=self.resume,
@@ -264,7 +272,9 @@ class _Plan:
         arm = experiment.arms[name]
         if not is_method(arm):
             return arm
-        return TrainingArm(arm, experiment.task, experiment.student, factor, experiment.lrs, experiment.save)
+        return TrainingArm(
+            arm, experiment.task, experiment.student, factor, experiment.lrs, experiment.save, experiment.also
+        )
 
     def step_factors(self, seed: int) -> dict[str, float]:
         """How many times the common steps each arm takes; measured once per run where wall-clock is to be equal."""

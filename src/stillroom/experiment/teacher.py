@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.stream import sequential
 from stillroom.experiment.arm import load_model, load_splits, own_augmentation
 from stillroom.fit import fit
+from stillroom.method import Method
 from stillroom.task import Task, teacher_beats_chance
 from stillroom.training import Training
 from stillroom.tripwires import TrainingError
@@ -27,6 +29,7 @@ def obtain_teacher(
     folder: Path,
     *,
     training: Training | None = None,
+    method: Callable[..., Method] | None = None,
     device: str | None = None,
     workers: int = 0,
     resume: bool = False,
@@ -42,6 +45,7 @@ def obtain_teacher(
         task: the data and what outputs mean; a teacher is trained on all of its training samples and labels.
         folder: where a trained teacher is kept.
         training: how to train it; None takes it as it is.
+        method: what trains it, with the network as its student; the labels alone when not given.
         device: None for the machine's own choice.
         workers: threads that read data ahead.
         resume: go on from a half-trained teacher in the folder.
@@ -78,7 +82,7 @@ def obtain_teacher(
     if training.augment is None:
         training = training.change(augment=own_augmentation(splits))
     fitted = fit(
-        Alone(network, task=task),
+        Alone(network, task=task) if method is None else method(network),
         splits,
         training,
         task=task,

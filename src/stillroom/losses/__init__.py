@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from stillroom.losses.nodes import pairwise_soft_target_loss as pairwise_soft_target_loss
     from stillroom.losses.nodes import subspace_uniformity_loss as subspace_uniformity_loss
     from stillroom.losses.novelty import novelty_loss as novelty_loss
+    from stillroom.losses.pixels import hard_positions as hard_positions
+    from stillroom.losses.pixels import head_agreement as head_agreement
+    from stillroom.losses.pixels import resize_logits as resize_logits
+    from stillroom.losses.pixels import selected_pixel_loss as selected_pixel_loss
+    from stillroom.losses.pixels import weighted_pixel_loss as weighted_pixel_loss
     from stillroom.losses.ranking import plackett_luce_loss as plackett_luce_loss
     from stillroom.losses.ranking import pld_loss as pld_loss
     from stillroom.losses.ranking import teacher_optimal_permutation as teacher_optimal_permutation
@@ -65,22 +70,17 @@ if TYPE_CHECKING:
     from stillroom.losses.two_sample import mean_discrepancy as mean_discrepancy
 
 _EXPORTS = {
-    "routed_kd_loss": "routing",
-    "balance_kl_loss": "routing",
-    "balance_cv_loss": "routing",
-    "mutual_kd_loss": "mutual",
-    "all_pairs_kd_loss": "mutual",
-    "clipped_token_kl": "tokens",
-    "clipping_mask": "tokens",
-    "mass_coordinates": "tokens",
-    "span_correlation_loss": "tokens",
-    "token_kl": "tokens",
     "Reduction": "_shared",
+    "all_pairs_kd_loss": "mutual",
     "attention_transfer_loss": "features",
+    "balance_cv_loss": "routing",
+    "balance_kl_loss": "routing",
     "bernoulli_kd_loss": "logits",
     "binary_cross_entropy": "supervised",
-    "complementary_labels": "complementary",
     "characteristic_function_discrepancy": "two_sample",
+    "clipped_token_kl": "tokens",
+    "clipping_mask": "tokens",
+    "complementary_labels": "complementary",
     "crd_loss": "relations",
     "cross_entropy": "supervised",
     "denoising_loss": "scores",
@@ -90,38 +90,48 @@ _EXPORTS = {
     "dkd_loss": "logits",
     "flatten_positions": "_shared",
     "generalized_jensen_shannon": "distributions",
+    "hard_positions": "pixels",
+    "head_agreement": "pixels",
     "hint_loss": "features",
     "kd_loss": "logits",
     "kl_divergence": "distributions",
     "labelled_rows": "_shared",
-    "masked_generative_loss": "features",
-    "mean_discrepancy": "two_sample",
-    "mean_absolute_error": "supervised",
-    "mean_squared_error": "supervised",
-    "subspace_uniformity_loss": "nodes",
-    "pairwise_soft_target_loss": "nodes",
-    "node_contrast_loss": "nodes",
     "log_sum_uniformity_loss": "nodes",
+    "lpld_loss": "regions",
+    "lpld_weights": "regions",
+    "masked_generative_loss": "features",
+    "mass_coordinates": "tokens",
+    "mean_absolute_error": "supervised",
+    "mean_discrepancy": "two_sample",
+    "mean_squared_error": "supervised",
+    "mutual_kd_loss": "mutual",
     "nckd_loss": "logits",
     "negative_learning_loss": "complementary",
+    "node_contrast_loss": "nodes",
     "novelty_loss": "novelty",
+    "pairwise_soft_target_loss": "nodes",
     "plackett_luce_loss": "ranking",
     "pld_loss": "ranking",
     "prescribed_gradient_loss": "scores",
-    "lpld_loss": "regions",
-    "lpld_weights": "regions",
     "reduce": "_shared",
     "region_box_loss": "regions",
     "region_kd_loss": "regions",
+    "resize_logits": "pixels",
     "reverse_kl_divergence": "distributions",
     "review_context_loss": "features",
     "rkd_angle_loss": "relations",
     "rkd_distance_loss": "relations",
     "rkd_loss": "relations",
+    "routed_kd_loss": "routing",
+    "selected_pixel_loss": "pixels",
+    "span_correlation_loss": "tokens",
     "standardize_logits": "logits",
+    "subspace_uniformity_loss": "nodes",
     "tckd_loss": "logits",
     "teacher_optimal_permutation": "ranking",
+    "token_kl": "tokens",
     "vsd_loss": "scores",
+    "weighted_pixel_loss": "pixels",
 }
 
 __all__ = sorted(_EXPORTS)
