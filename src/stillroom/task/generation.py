@@ -111,6 +111,45 @@ def _check_vectors(real: Tensor, generated: Tensor, *, at_least: int) -> None:
         raise ValueError(f"this takes {at_least} vectors or more of each, given {len(real)} and {len(generated)}")
 
 
+@torch.no_grad()
+def picture_scores(
+    made: Iterable[tuple[Tensor, list[str]]],
+    real: Iterable[Tensor],
+    *,
+    feature: Any = 2048,
+    clip: str = "openai/clip-vit-base-patch16",
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """FID of pictures and how well they fit their captions, batch by batch.
+
+    Args:
+        made: `(pictures (N, 3, H, W) in [0, 1], captions)`.
+        real: pictures `(N, 3, H, W)` in [0, 1].
+        feature: 2048 for Inception features (needs torch-fidelity and its weights), or a network with `num_features`.
+        clip: name of the CLIP model; empty leaves that score out.
+        device: where the networks run.
+
+    Returns:
+        `fid`, and `clip_score` (100 times the cosine, at least 0).
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    distance = FrechetInceptionDistance(feature=feature, normalize=True).to(device)
+    score: Any = None
+    if clip:
+        from torchmetrics.multimodal.clip_score import CLIPScore
+
+        score = CLIPScore(model_name_or_path=clip).to(device)  # type: ignore[arg-type]
+    for pictures in real:
+        distance.update(pictures.to(device), real=True)
+    for pictures, captions in made:
+        distance.update(pictures.to(device), real=False)
+        if score is not None:
+            score.update((255 * pictures).round().to(torch.uint8).to(device), captions)
+    found = {"fid": float(distance.compute())}
+    return found if score is None else found | {"clip_score": float(score.compute())}
+
+
 class Reference:
     """Real data that generated samples are measured against.
 

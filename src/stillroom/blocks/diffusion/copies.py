@@ -121,7 +121,7 @@ def check_targets(network: nn.Module, targets: Any) -> None:
     if targets is None or isinstance(targets, str):  # peft's own defaults, patterns and "all-linear"
         return
     layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    for target in targets:
+    for target in sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             ends = sorted({name.rsplit(".", 1)[-1] for name in layers if not name.rsplit(".", 1)[-1].isdigit()})
             shown = ends or sorted(layers)
