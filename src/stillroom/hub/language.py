@@ -164,8 +164,9 @@ def is_language_config(transformers: Any, config: Any) -> bool:
     """Whether transformers builds a causal language model, and no image classifier, of a configuration."""
     known = transformers.models.auto.modeling_auto
     kind = getattr(config, "model_type", None)
+    fills_gaps = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     images = known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    return kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in images
+    return kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in images and not fills_gaps
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------------
