@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from stillroom.blocks import Sees
 
 Shape = tuple[int, ...]
+MANY = 400
+"""Numbers of a map above which it is halved in height and width first (a spectrogram)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def convolutions(shape: Shape, *channels: int, pool_to: int = 2) -> nn.Sequentia
 
 
 def small_networks(shapes: Mapping[str, Shape], student: str, auxiliary: str, classes: int) -> Trio:
-    """Networks of a few thousand weights: layers 48-24 for vectors, two convolutions and layers 48-24 for maps.
+    """Networks of a few thousand weights: layers 48-24 over all numbers of a sample, maps of many halved before.
 
     Args:
         shapes: modality -> shape of one sample, `(F,)` or `(C, H, W)`.
@@ -73,19 +76,20 @@ def small_networks(shapes: Mapping[str, Shape], student: str, auxiliary: str, cl
         classes: number of classes.
     """
 
-    def features(shape: Shape) -> tuple[nn.Sequential, int]:
-        return (convolutions(shape, 8, 16), 64) if len(shape) == 3 else (nn.Sequential(nn.Flatten()), shape[0])
+    def flat(shape: Shape) -> tuple[nn.Sequential, int]:
+        if len(shape) < 3 or math.prod(shape) <= MANY:
+            return nn.Sequential(nn.Flatten()), math.prod(shape)
+        channels, height, width = shape
+        return nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), channels * (height // 2) * (width // 2)
 
     def alone(shape: Shape) -> nn.Sequential:
-        front, width = features(shape)
-        back = layers(width, 48, 24, classes)
-        return nn.Sequential(*front, back) if len(shape) != 3 else nn.Sequential(front, back)
+        front, width = flat(shape)
+        return nn.Sequential(front, layers(width, 48, 24, classes))
 
-    first, second = features(shapes[student]), features(shapes[auxiliary])
-    both = Joined(first[0], second[0], layers(first[1] + second[1], 48, 24, classes))
+    (first, one), (second, other) = flat(shapes[student]), flat(shapes[auxiliary])
     return Trio(
         Sees(alone(shapes[student]), student),
-        Sees(both, student, auxiliary),
+        Sees(Joined(first, second, layers(one + other, 48, 24, classes)), student, auxiliary),
         Sees(alone(shapes[auxiliary]), auxiliary),
     )
 
