@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import wavfile
 
 from stillroom.data import (
@@ -137,7 +138,7 @@ def test_what_cannot_be_paired_is_refused():
     first = small(0)
     with pytest.raises(ValueError, match="given 'x' twice"):
         pair_by_class(first, first, names=("x", "x"))
-    with pytest.raises(ValueError, match="'small' has the classes .* but 'digits' has"):
+    with pytest.raises(ValueError, match=r"'small' has the classes .* but 'digits' has"):
         pair_by_class(first, digits(), names=("x", "y"))
     lacking = small(1)
     lacking.train = lacking.train.subset(torch.tensor([0, 1, 2]))
@@ -184,3 +185,23 @@ def test_the_real_recordings_and_their_images():
     seen = {tuple(row) for row in train.inputs["image"].flatten(1).tolist()}
     assert not any(tuple(row) in seen for row in test.inputs["image"].flatten(1).tolist())
     assert len(load_data("spoken-digits").classes) == 10
+
+
+def test_av_mnist_is_made_of_both(tmp_path, monkeypatch):
+    """Images in folders stand in for MNIST, tones for the recordings."""
+    for digit in range(10):
+        for part, shade in (("train", 100), ("train", 120), ("test", 200)):
+            folder = tmp_path / "mnist" / part / str(digit)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (28, 28), shade + digit).save(folder / f"{shade}.png")
+        recordings = tmp_path / "spoken-digits" / "recordings"
+        recordings.mkdir(parents=True, exist_ok=True)
+        for take in (0, 9):
+            (recordings / f"{digit}_ann_{take}.wav").write_bytes(tone(200 + 50 * digit))
+    monkeypatch.setenv("STILLROOM_DATA", str(tmp_path))
+    splits = load_data("av-mnist", validation_share=0.0)
+    assert (len(splits.train), len(splits.test), len(splits.classes)) == (20, 10, 10)
+    batch = splits.test.batch(torch.arange(10))
+    assert batch.inputs["image"].shape == (10, 1, 28, 28)
+    assert batch.inputs["sound"].shape == (10, 1, 32, 40)
+    torch.testing.assert_close(batch.inputs["image"][:, 0, 0, 0], (200 + batch.labels) / 255)
