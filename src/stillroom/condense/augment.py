@@ -12,9 +12,15 @@ from torch import Tensor
 
 from stillroom.data.batch import Batch
 
-COLUMNS = {"choice": 0, "color": slice(1, 4), "crop": slice(4, 6), "cutout": slice(6, 8), "flip": 8}
-COLUMNS |= {"scale": slice(9, 11), "rotate": 11}
-"""Which uniform numbers a transform reads, whatever else is applied."""
+COLUMNS: dict[str, int | slice] = {
+    "color": slice(1, 4),
+    "crop": slice(4, 6),
+    "cutout": slice(6, 8),
+    "flip": 8,
+    "scale": slice(9, 11),
+    "rotate": 11,
+}
+"""Which uniform numbers a transform reads, whatever else is applied; the first one makes the choice."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class DSA:
             )
         if not len(images):
             return images
-        chosen = ()
+        chosen: tuple[str, ...] = ()
         if self.choose:
             place = min(int(float(uniform[0, 0]) * len(self.choose)), len(self.choose) - 1)
             chosen = (self.choose[place],)

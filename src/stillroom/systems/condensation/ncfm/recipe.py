@@ -211,6 +211,12 @@ def recipe(
     has no sampler. Beside it each discrepancy is asked to tell 500 points of a normal distribution from 500 of a
     Laplace distribution of the same mean and covariance in eight dimensions.
 
+    The settings are the smallest that fit two minutes, with ten times the paper's learning rate for the images; they
+    were looked at once on seed 100, on held-out training images, and none was changed for an arm. What was seen on the
+    digits: every way of matching ends within a point of the others, 25 points above real images and 12 above their
+    tiles, far above calibration alone. Means are enough here, and the sampler adds nothing to the accuracy, though its
+    frequencies find more difference between two distributions than normal ones do.
+
     Args:
         data: a classification data set of images.
         images_per_class: stored images of each class.
