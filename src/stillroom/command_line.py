@@ -29,6 +29,7 @@ EXAMPLES = {
     "distill": """  stillroom distill
   stillroom distill --teacher resnet56 --student resnet8 --data cifar10 --teacher-epochs 30 --method dkd
   stillroom distill --teacher mine.py:teacher --student mine.py:student --data photos/ --unlabelled more-photos/
+  stillroom distill --task language-modelling --teacher hf/models/large --student hf/models/small --data my.txt
   stillroom distill --teacher runs/big/student --student conv-8-16 --data photos/ --method dkd --method.beta 4""",
     "compare": """  stillroom compare --methods kd,dkd,dist,pld --seeds 5
   stillroom compare --methods kd,dkd --dkd.beta 2 --data cifar10 --teacher resnet56 --student resnet8""",

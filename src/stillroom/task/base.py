@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class Task:
             task=self.name if self.needs_labels else None,
         )
 
-    def change(self, **changes: Any) -> Task:
+    def change(self, **changes: Any) -> Self:
         """Return a copy with some attributes exchanged; an unknown name is an AttributeError."""
         changed = copy.copy(self)
         for name, value in changes.items():
