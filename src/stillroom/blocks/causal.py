@@ -75,6 +75,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.queries_keys_values(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*parts.unbind(0), is_causal=True)
+        queries, keys, values = parts.unbind(0)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         x = x + self.project(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))

@@ -272,7 +272,10 @@ def _pairs(spans: Spans, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     batch, length = logits.shape[:2]
     if len(spans) != batch:
         raise ValueError(f"spans must hold one list per sequence: given {len(spans)} for {batch} sequences")
-    rows, firsts, owners, sizes = [], [], [], []
+    rows: list[int] = []
+    firsts: list[int] = []
+    owners: list[int] = []
+    sizes: list[int] = []
     for row, ranges in enumerate(spans):
         for start, end in ranges:
             if not 0 <= start < end <= length:

@@ -58,7 +58,8 @@ class Setting:
         first_steps: of the student's training on labels, before the arms part.
         steps: of every arm.
         batch_size: blocks per step.
-        teacher_lr: highest learning rate of the teacher and of the student's first steps.
+        teacher_lr: highest learning rate of the teacher.
+        first_lr: of the student's first steps.
         lr: of every arm.
     """
 
@@ -76,6 +77,7 @@ class Setting:
     steps: int
     batch_size: int
     teacher_lr: float
+    first_lr: float
     lr: float
 
     def tiny(self) -> Setting:
@@ -130,7 +132,9 @@ def world_of(setting: Setting) -> World:
         seed_everything(0)
         network = network_of(setting.teacher, setting, splits)
         method = Alone(network, task=LanguageModelling())
-        trained = _train(method, replace(splits, validation=None), setting, 0, steps=setting.teacher_steps)
+        trained = _train(
+            method, replace(splits, validation=None), setting, 0, steps=setting.teacher_steps, lr=setting.teacher_lr
+        )
         teacher = Frozen(trained)
         answers = [teacher(batch.inputs) for batch in sequential(test, 128)]
         _worlds[key] = World(splits, teacher, answers, setting.data)
@@ -146,7 +150,7 @@ def student_of(setting: Setting, seed: int) -> nn.Module:
         network = network_of(setting.student, setting, world.splits)
         method = Alone(network, task=LanguageModelling())
         splits = replace(world.splits, validation=None)
-        _students[key] = _train(method, splits, setting, seed, steps=setting.first_steps)
+        _students[key] = _train(method, splits, setting, seed, steps=setting.first_steps, lr=setting.first_lr)
     return copy.deepcopy(_students[key])
 
 
@@ -156,10 +160,8 @@ def network_of(sizes: tuple[int, int, int], setting: Setting, splits: Splits) ->
     return CausalTransformer(len(splits.tokenizer), width=width, depth=depth, heads=heads, context=setting.length)
 
 
-def _train(
-    method: Method, splits: Splits, setting: Setting, seed: int, *, steps: int, lr: float | None = None
-) -> nn.Module:
-    optimizer = Optim(lr=setting.teacher_lr if lr is None else lr, weight_decay=0.01, clip=1.0)
+def _train(method: Method, splits: Splits, setting: Setting, seed: int, *, steps: int, lr: float) -> nn.Module:
+    optimizer = Optim(lr=lr, weight_decay=0.01, clip=1.0, warmup=0.05)
     training = Training(
         steps=steps,
         batch_size=setting.batch_size,

@@ -56,8 +56,8 @@ class ClippingLimits(nn.Module):
             )
         self.top = top
         self.highest_lower, self.lowest_upper = highest_lower, lowest_upper
-        self.layers = nn.Sequential(nn.Linear(2 * top, hidden), nn.ReLU(), nn.Linear(hidden, 2))
-        last = self.layers[2]
+        last = nn.Linear(hidden, 2)
+        self.layers = nn.Sequential(nn.Linear(2 * top, hidden), nn.ReLU(), last)
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             shares = (first_lower / highest_lower, (1 - first_upper) / (1 - lowest_upper))
@@ -80,5 +80,5 @@ class ClippingLimits(nn.Module):
             theirs = student_log_probabilities.detach().gather(-1, tokens)
             missing = (0, self.top - likeliest.shape[-1])  # of a smaller vocabulary, read as 0
             features = torch.cat([nn.functional.pad(part, missing) for part in (likeliest, theirs)], dim=-1)
-            lower, upper = self.layers(features.to(self.layers[0].weight.dtype)).sigmoid().unbind(-1)
+            lower, upper = self.layers(features.to(next(self.parameters()).dtype)).sigmoid().unbind(-1)
         return self.highest_lower * lower, 1 - (1 - self.lowest_upper) * upper

@@ -36,12 +36,14 @@ def recipe(
     prompt_length: int = 32,
     max_new_tokens: int = 32,
     train_size: int | None = None,
-    test_size: int | None = 400,
+    test_size: int | None = 300,
     prompts: int = 128,
-    teacher_steps: int = 300,
-    first_steps: int = 200,
-    steps: int = 80,
-    batch_size: int = 16,
+    teacher_steps: int = 900,
+    first_steps: int = 300,
+    steps: int = 150,
+    batch_size: int = 8,
+    teacher_lr: float = 1e-3,
+    first_lr: float = 4e-3,
     lr: float = 2e-3,
     student_share: float = 0.4,
     capacity: int = 160,
@@ -68,6 +70,8 @@ def recipe(
         first_steps: of the student's training before the arms part.
         steps: of every arm.
         batch_size: blocks per step.
+        teacher_lr: highest learning rate of the teacher.
+        first_lr: of the student's first training.
         lr: of every arm.
         student_share: phi at the beginning; the paper's schedule begins at 0 and would not leave it in so few steps.
         capacity: sequences kept for replay.
@@ -86,7 +90,8 @@ def recipe(
         first_steps=first_steps,
         steps=steps,
         batch_size=batch_size,
-        teacher_lr=3e-3,
+        teacher_lr=teacher_lr,
+        first_lr=first_lr,
         lr=lr,
     )
     full = partial(
