@@ -15,10 +15,14 @@ LABELS = torch.tensor([0, 3, 1, 1, 4, 2])
 LOGITS = (6, 5)
 MAP = (6, 3, 4, 4)
 VECTOR = (6, 8)
+SEQUENCES = (6, 3, 5)
+TARGETS = torch.arange(18).view(6, 3) % 5
+SPANS = [[(0, 3)], [(0, 2)], [(1, 3)], [(0, 1)], [], [(0, 3)]]
 
 BETWEEN_NETWORKS = {
     "attention_transfer_loss": (losses.attention_transfer_loss, MAP),
     "bernoulli_kd_loss": (losses.bernoulli_kd_loss, LOGITS),
+    "clipped_token_kl": (lambda s, t, **o: losses.clipped_token_kl(s, t, TARGETS, 0.05, 0.95, **o), SEQUENCES),
     "dist_inter_class_loss": (losses.dist_inter_class_loss, LOGITS),
     "dist_intra_class_loss": (losses.dist_intra_class_loss, LOGITS),
     "dist_loss": (losses.dist_loss, LOGITS),
@@ -35,7 +39,9 @@ BETWEEN_NETWORKS = {
     "rkd_angle_loss": (losses.rkd_angle_loss, VECTOR),
     "rkd_distance_loss": (losses.rkd_distance_loss, VECTOR),
     "rkd_loss": (losses.rkd_loss, VECTOR),
+    "span_correlation_loss": (lambda s, t, **o: losses.span_correlation_loss(s, t, SPANS, **o), SEQUENCES),
     "tckd_loss": (lambda s, t, **o: losses.tckd_loss(s, t, LABELS, **o), LOGITS),
+    "token_kl": (losses.token_kl, SEQUENCES),
 }
 ONE_SIDED = {
     "binary_cross_entropy": (lambda s, **o: losses.binary_cross_entropy(s, torch.ones(LOGITS), **o), LOGITS),
