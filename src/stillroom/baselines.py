@@ -50,7 +50,7 @@ class Alone(Method):
         if batch.labels is None:
             raise ValueError("the student alone learns from labels, but this batch has none")
         terms, outputs = self.task.learn(self.student, batch)
-        return Losses(outputs=outputs, **terms)
+        return Losses(outputs=outputs, weights=None, **terms)
 
 
 alone = Alone

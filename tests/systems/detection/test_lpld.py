@@ -27,17 +27,9 @@ def moved(images):
 
 @pytest.fixture(scope="module")
 def source():
-    """A detector that was taught two kinds of squares for a moment, so that it finds some."""
+    """A fresh detector: it scores all classes nearly alike, so low thresholds make boxes of some of its proposals."""
     torch.manual_seed(0)
-    detector = hub.load("detector-4", classes=3, channels=1, image_size=32)
-    optimizer = torch.optim.Adam(detector.parameters(), lr=0.01)
-    for _ in range(15):
-        images, targets = squares(4)
-        losses = detector(images, targets)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-    return detector.eval()
+    return hub.load("detector-4", classes=3, channels=1, image_size=32).eval()
 
 
 def squares(count):
@@ -51,7 +43,7 @@ def squares(count):
 
 
 def built(source, kind=LPLD, **options):
-    return kind(copy.deepcopy(source), **({"confident": 0.3, "foreground": 0.34, "strong_view": moved} | options))
+    return kind(copy.deepcopy(source), **({"confident": 0.26, "foreground": 0.34, "strong_view": moved} | options))
 
 
 def test_the_papers_numbers_are_the_defaults(source):

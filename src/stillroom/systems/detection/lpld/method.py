@@ -166,7 +166,7 @@ class LPLD(Method):
         terms = {"propose": first, "detect": torch.stack(list(losses.values())).sum()}
         if self.scale:
             terms["lpld"] = self._distill(detector, images, features, confident, boxes, taught)
-        return Losses(**terms)
+        return Losses(outputs=None, weights=None, **terms)
 
     @torch.no_grad()
     def ask_teacher(self, inputs: Any) -> tuple[list[dict[str, Tensor]], list[Tensor], Regions, list[Any]]:

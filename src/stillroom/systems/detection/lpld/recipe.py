@@ -283,7 +283,7 @@ def recipe(
 def paper(
     data: Any = "foggy-cityscapes",
     *,
-    detector: str = "cityscapes-detector",
+    detector: str = "detectors/cityscapes",
     epochs: float = 10,
     lr: float = 1e-3,
 ) -> Experiment:
@@ -295,7 +295,8 @@ def paper(
     Args:
         data: images of the target domain with boxes for the measurement, as a COCO folder (train, test), or any
             detection data.
-        detector: a detector trained on the source domain: a folder of ours, file.py:function, or another model name.
+        detector: a detector trained on the source domain: a folder written by `stillroom.hub.save`, file.py:function
+            (which loads its own weights), or another model name.
         epochs: passes over the target's training images.
         lr: of SGD, constant.
     """
