@@ -61,3 +61,10 @@ def test_epochs_become_steps_and_a_change_to_steps_drops_the_epochs():
     assert training.total_steps(10) == 25
     assert training.change(steps=7).total_steps(10) == 7
     assert Training(epochs=0.001).total_steps(10) == 1
+
+
+def test_adams_averages_can_be_changed():
+    built = Optim("adam", betas=(0.5, 0.99)).build([torch.nn.Parameter(torch.zeros(1))])
+    assert built.defaults["betas"] == (0.5, 0.99)
+    with pytest.raises(ValueError, match=r"betas are two numbers in \[0, 1\), given \(0.5, 1.0\)"):
+        Optim(betas=(0.5, 1.0))

@@ -19,7 +19,8 @@ class Optim:
         name: the torch optimizer.
         lr: the highest learning rate, above 0.
         weight_decay: as the optimizer means it, on all parameters; 0 or more.
-        momentum: SGD's (Nesterov); the others keep their own defaults.
+        momentum: SGD's (Nesterov).
+        betas: Adam's and AdamW's decays of their two averages, in [0, 1).
         schedule: "cosine" falls to 0 at the last step, "step" multiplies by `gamma` at the milestones, "constant".
         warmup: part of all steps, in [0, 1), over which the rate rises linearly from 0.
         milestones: parts of all steps, in (0, 1), for "step".
@@ -34,6 +35,7 @@ class Optim:
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = 0.0
     milestones: tuple[float, ...] = ()
@@ -47,6 +49,8 @@ class Optim:
             raise ValueError(f"lr (learning rate) must be a number above 0, given {self.lr}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be a number of 0 or more, given {self.weight_decay}")
+        if len(self.betas) != 2 or any(not 0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are two numbers in [0, 1), given {self.betas}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a part of all steps in [0, 1), given {self.warmup}")
         if self.clip is not None and not self.clip > 0:
@@ -77,7 +81,7 @@ class Optim:
                 parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
