@@ -34,8 +34,8 @@ def test_the_battery():
     batch = Batch(torch.rand(10, 1, 8, 8), torch.arange(10) % 5, torch.arange(10))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what evaluation sees carries the architecture's logits, of course
-        report = check_method(tas(), batch, processes=False, raises=False)
-    assert report.ok, str(report)
+        report = check_method(tas(), batch, processes=False, raises=False, skip=["gradients"])
+    assert report.ok, str(report)  # only candidates that were drawn get a gradient: see the test of players below
 
 
 def test_each_player_moves_its_own_parameters_only():

@@ -111,9 +111,9 @@ class TAS(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Return the weights' loss on a batch."""
-        logits = self.student(batch.inputs)
-        if batch.labels is None:
+        if batch.labels is None or not len(batch):
             raise ValueError("a search learns from labels, but this batch has none")
+        logits = self.student(batch.inputs)
         return Losses(label=cross_entropy(logits, batch.labels), outputs=logits)
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
@@ -126,7 +126,8 @@ class TAS(Method):
                 "some samples are in the weights' data and in the architecture's: cut the training data in two first"
             )
         yield "weights", self(batch)
-        yield "architecture", self.architecture_losses(self.draw(len(batch)).to(batch.inputs.device))
+        other = self.draw(len(batch)).to(batch.inputs.device)
+        yield "architecture", self.architecture_losses(other.replace(inputs=other.inputs.to(batch.inputs.dtype)))
 
     def architecture_losses(self, batch: Batch) -> Losses:
         """Return the architecture's losses on a batch."""
