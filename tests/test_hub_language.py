@@ -134,3 +134,21 @@ def test_a_language_model_is_exported(tmp_path):
     model = hub.load("gpt-1-16", classes=5, channels=8).eval()
     written = hub.export(model, tmp_path / "model.onnx")
     assert written.max_error < 1e-4
+
+
+def test_a_module_of_transformers_is_saved_for_transformers(folders, tmp_path):
+    import transformers
+
+    net = transformers.AutoModelForCausalLM.from_pretrained(folders / "small").eval()
+    hub.save(hub.load(net, classes=280), tmp_path / "student")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
+    tokens = torch.randint(280, (1, 6))
+    assert torch.allclose(theirs(tokens).logits, net(tokens).logits, atol=1e-6)
+
+
+def test_a_tokenizer_of_transformers_is_taken_as_it_is(folders):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders / "small")
+    splits = stillroom.task.LanguageModelling([TEXT], length=8, tokenizer=tokenizer).load()
+    assert len(splits.tokenizer) == 280

@@ -65,9 +65,9 @@ class KD(Method):
     Args:
         student: inputs -> outputs of the task.
         teacher: inputs -> outputs of the same shape; frozen here.
-        temperature: T, above 0.
-        label_weight: weight of the supervised loss, 0 or more; not given: 0.1, for super-resolution 0.5.
-        distill_weight: of the distillation loss, 0 or more; not given: 0.9, for super-resolution 0.5.
+        temperature: T, above 0; not given: 4, for language models 1.
+        label_weight: weight of the supervised loss, 0 or more; not given: 0.1, for super-resolution and language 0.5.
+        distill_weight: of the distillation loss, 0 or more; not given: 0.9, for super-resolution and language 0.5.
         task: whose losses are used; classification when not given.
 
     Losses:
@@ -93,13 +93,14 @@ class KD(Method):
         student: nn.Module,
         teacher: Any,
         *,
-        temperature: float = 4.0,
+        temperature: float | None = None,
         label_weight: float | None = None,
         distill_weight: float | None = None,
         task: Task | None = None,
     ) -> None:
         super().__init__(student, teacher)
         own = (task or Classification()).kd_weights
+        temperature = (task or Classification()).kd_temperature if temperature is None else temperature
         label_weight = own[0] if label_weight is None else label_weight
         distill_weight = own[1] if distill_weight is None else distill_weight
         check_positive(temperature=temperature)

@@ -158,7 +158,7 @@ def task_of(options: Mapping[str, Any]) -> Any:
 
     given = options["task"]
     if isinstance(given, Task):
-        return given
+        return given.for_models(options["teacher"], options["student"])
     names = [
         "train_size",
         "test_size",

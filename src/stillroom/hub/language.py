@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class LanguageModel(Model):
         source: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(net, channels=None, classes=classes, source=source, notes=notes)
+        super().__init__(net, channels=None, classes=classes, source=source or _source_of(net), notes=notes)
         self.tokenizer: Any = None
         self._options = {"use_cache": False} if is_language_model(net) and hasattr(net, "config") else {}
 
@@ -117,6 +118,17 @@ def is_language_model(net: nn.Module) -> bool:
     return ours or (type(net).__module__.startswith("transformers.") and type(net).__name__.endswith(_CLASS_NAMES))
 
 
+def _source_of(net: nn.Module) -> dict[str, Any] | None:
+    """How a network of transformers is built again, so that its folder opens with transformers; None for others."""
+    if not is_language_model(net) or not hasattr(net, "config"):
+        return None
+    from stillroom.hub.huggingface import clean
+
+    config: Any = net.config
+    options = clean(json.loads(config.to_json_string(use_diff=False)))
+    return {"kind": "hf", "name": type(net).__name__, "options": options, "weights": "own"}
+
+
 def language_model(model: Model, tokenizer: Any) -> LanguageModel:
     """Wrap a model for text, and let it carry the tokenizer that its text is turned into tokens with.
 
@@ -130,11 +142,9 @@ def language_model(model: Model, tokenizer: Any) -> LanguageModel:
     if not isinstance(model, LanguageModel):
         config = model.config
         source = {name: value for name, value in config.items() if name not in _IMAGES}
-        training, model = (
-            model.training,
-            LanguageModel(model.net, classes=model.classes, source=source, notes=model.notes),
-        )
-        model.training = training
+        wrapped = LanguageModel(model.net, classes=model.classes, source=source, notes=model.notes)
+        wrapped.training = model.training
+        model = wrapped
     model.tokenizer = tokenizer
     model.probe()
     return model

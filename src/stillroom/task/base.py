@@ -37,6 +37,8 @@ class Task:
     needs_labels: ClassVar[bool] = True
     kd_weights: ClassVar[tuple[float, float]] = (0.1, 0.9)
     """Weights of the supervised and of the distillation loss in `baselines.KD`, where nobody names others."""
+    kd_temperature: ClassVar[float] = 4.0
+    """T of `baselines.KD`, where nobody names another."""
     augments: ClassVar[bool] = True
     """Whether batches may be augmented."""
     verb: ClassVar[str] = "sort"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,8 @@ class LanguageModelling(Task):
     name = "language-modelling"
     metric = "perplexity"
     higher_is_better = False
+    kd_weights = (0.5, 0.5)
+    kd_temperature = 1.0
     augments: ClassVar[bool] = False
     verb: ClassVar[str] = "predict the next token of"
     outputs_are: ClassVar[str] = "tokens in the vocabulary"
@@ -277,8 +280,11 @@ def _check_shapes(outputs: Tensor, labels: Tensor) -> None:
 
 
 def _tokenizer(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    from stillroom.hub.language import load_tokenizer
+    """The tokenizer itself, of a name, a folder, or one of transformers."""
+    from stillroom.hub.language import HuggingFaceTokenizer, load_tokenizer
 
-    return load_tokenizer(given)
+    if isinstance(given, (str, Path)):
+        return load_tokenizer(given)
+    if hasattr(given, "is_fast"):
+        return HuggingFaceTokenizer(given, getattr(given, "name_or_path", "") or type(given).__name__)
+    return given
