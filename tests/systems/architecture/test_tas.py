@@ -149,7 +149,7 @@ def test_bad_input_is_refused():
         tas(highest_temperature=0.1, lowest_temperature=5)
     with pytest.raises(ValueError, match="needs two samples or more, one for each player, given 1"):
         search(network(), samples(1))
-    with pytest.raises(ValueError, match="but this batch has none"):
+    with pytest.raises(ValueError, match="this batch has no samples or no labels"):
         tas()(Batch(torch.rand(2, 1, 8, 8)))
 
 

@@ -112,7 +112,7 @@ class TAS(Method):
     def forward(self, batch: Batch) -> Losses:
         """Return the weights' loss on a batch."""
         if batch.labels is None or not len(batch):
-            raise ValueError("a search learns from labels, but this batch has none")
+            raise ValueError("a search learns from labelled samples, but this batch has no samples or no labels")
         logits = self.student(batch.inputs)
         return Losses(label=cross_entropy(logits, batch.labels), outputs=logits)
 
