@@ -86,11 +86,12 @@ def test_a_prompt_is_read_and_not_learned():
 
 def test_what_does_not_fit_is_cut_and_told():
     tokenizer = CharacterTokenizer("abcdefgh")
-    given = [Passage("abcdefgh", prompt="abcdefgh"), Passage("a", prompt="b")]
+    given = [Passage("abcdefgh", prompt="abcdefgh"), Passage("a", prompt="bcdef")]
     found = text_splits({"train": given, "test": given}, tokenizer, length=6)
     batch = found.train.batch([0])
     assert tokenizer.decode(batch.inputs[0].tolist()) == "fghabc"
     assert tokenizer.decode(batch.labels[0, 2:].tolist()) == "abcd"
+    assert tokenizer.decode(found.train.batch([1]).inputs[0].tolist()) == "bcdefa"
     assert any(note.startswith("1 of 2 train answers") for note in found.notes)
 
 

@@ -93,8 +93,8 @@ def text_splits(
     """Tokenize texts and lay them out as blocks of one length.
 
     Plain texts of a split follow each other with the end token between them and are cut into blocks. A prompt with its
-    answer is a block by itself: the prompt's positions, and what fills the block up, carry no label; a prompt longer
-    than half a block loses its beginning, an answer that does not fit its end.
+    answer is a block by itself: the prompt's positions, and what fills the block up, carry no label; where
+    both do not fit, a prompt longer than half a block loses its beginning, then an answer its end.
 
     Args:
         passages: "train", "test" and, where there is one, "validation".
@@ -181,7 +181,8 @@ def _packed(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Te
 
 def _answer(prompt: str | None, text: str, tokenizer: Tokenizer, length: int) -> tuple[Tensor, Tensor, Tensor, bool]:
     before, (after, each) = tokenizer.encode(prompt or ""), _tokens(text, tokenizer)
-    asked = before[-(length // 2) :] or [tokenizer.end_id]
+    room = max(length // 2, length - len(after))
+    asked = before[-room:] or [tokenizer.end_id]
     ids = [*asked, *after, tokenizer.end_id][: length + 1]
     inputs, labels = token_blocks(torch.tensor(ids), length=length, fill=tokenizer.end_id)
     characters = torch.zeros(1, length, dtype=torch.int16)
