@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stillroom.baselines import is_control
+from stillroom.experiment.arm import method_class
 from stillroom.experiment.statistics import mean_interval, paired_interval
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ def results_of(
         level: of all intervals.
         command: what repeats the run.
     """
-    from stillroom.experiment.run import role_of
-
     metric = experiment.task.metric
     values = {
         name: {
@@ -96,6 +96,21 @@ def results_of(
         "config": dict(experiment.config),
         "command": command,
     }
+
+
+def role_of(experiment: Experiment, name: str) -> str:
+    """What an arm is in the report: "alone", "method", "control" or "baseline"."""
+    arm = experiment.arms[name]
+    if name in experiment.controls or is_control(arm):
+        return "control"
+    if name == experiment.baseline:
+        return "alone"
+    if name in experiment.rivals:
+        return "baseline"
+    if name == experiment.method:
+        return "method"
+    kind = method_class(arm)
+    return "baseline" if kind is not None and kind.__module__ == "stillroom.baselines" else "method"
 
 
 def _interval(values: Sequence[float], level: float) -> dict[str, float | None]:

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom.baselines import is_control
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
-from stillroom.experiment.arm import Context, TrainingArm, is_method, method_class
+from stillroom.experiment.arm import Context, TrainingArm, is_method
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.record import machine, results_of, versions
@@ -390,18 +389,3 @@ def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
 def default_task() -> Task:
     """The embedded task: scikit-learn's digits."""
     return Classification("digits")
-
-
-def role_of(experiment: Experiment, name: str) -> str:
-    """What an arm is in the report: "alone", "method", "control" or "baseline"."""
-    arm = experiment.arms[name]
-    if name in experiment.controls or is_control(arm):
-        return "control"
-    if name == experiment.baseline:
-        return "alone"
-    if name in experiment.rivals:
-        return "baseline"
-    if name == experiment.method:
-        return "method"
-    kind = method_class(arm)
-    return "baseline" if kind is not None and kind.__module__ == "stillroom.baselines" else "method"
