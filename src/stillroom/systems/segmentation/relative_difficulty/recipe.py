@@ -67,6 +67,7 @@ def wrong_pixels(network: nn.Module, splits: Splits, teacher: Any) -> dict[str, 
         chosen = select(student, learned)
         found[f"selected_{name}"] = float(chosen.double().mean())
         found[f"wrong_in_{name}"] = float(wrong[chosen].double().mean()) if bool(chosen.any()) else 0.0
+        found[f"wrong_in_{name}_over_all"] = found[f"wrong_in_{name}"] / max(found["wrong_labels"], 1e-12)
     return found
 
 
@@ -75,7 +76,7 @@ def recipe(
     *,
     scenes: int = 400,
     wrong: float = 0.15,
-    steps: int = 450,
+    steps: int = 260,
     batch_size: int = 32,
     teacher: str = "fcn-16-32-64-64+aux",
     student: str = "fcn-8-16-24",
@@ -86,8 +87,9 @@ def recipe(
     """Does it help to look only where exactly one of teacher and student is unsure, when some labels are wrong?
 
     On the embedded scenes a share of the student's training digits is annotated, all of it, as another digit; the
-    teacher has learned from rightly annotated scenes of other digits. `wrong_in_xor`, `_and` and `_ohem` are the shares
-    of wrong labels among the pixels that each selection would take at the end, `wrong_labels` among all pixels.
+    teacher has learned from rightly annotated scenes of other digits. `wrong_in_xor`, `_and`, `_or` and `_ohem` are the
+    shares of wrong labels among the pixels that each selection would take at the end, `wrong_labels` among all pixels,
+    `_over_all` the one over the other. Settings were looked at once, on seed 100 with 450 steps.
 
     Args:
         data: "digit-masks", or a segmentation data set such as "camvid", whose labels stay as they are.
@@ -120,12 +122,8 @@ def recipe(
     ]
     if own:
         claims += [
-            Claim(
-                "rdd", "<", 0.04 * wrong / 0.15, on="wrong_in_xor", text="Few of the pixels that xor takes are wrong."
-            ),
-            Claim(
-                "rdd", ">", 0.04 * wrong / 0.15, on="wrong_in_and", text="Many of the pixels that and takes are wrong."
-            ),
+            Claim("rdd", "<", 1.0, on="wrong_in_xor_over_all", text="The pixels that xor takes are less often wrong."),
+            Claim("rdd", ">", 1.0, on="wrong_in_and_over_all", text="The pixels that and takes are more often wrong."),
         ]
     return Experiment(
         task=task,
