@@ -19,6 +19,8 @@ from typing import Any
 from measured import FIRST_RUN, RESULTS, Results, measured, read_results, table, verdict_cell
 from reference import REFERENCE, checks_table, methods_table, public_names, reference_pages, tasks_table
 
+from stillroom.experiment.findings import read
+from stillroom.experiment.wording import headline
 from stillroom.systems.catalog import SYSTEMS, System
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,10 +65,11 @@ def readme_first_run(found: Mapping[str, Mapping[str, Results]]) -> str:
 
     from stillroom.experiment.report import comparison_table
 
-    if FIRST_RUN not in found:
+    results = found.get(FIRST_RUN, {}).get("")
+    if results is None:
         return ""
     console = Console(width=100, record=True, file=io.StringIO(), color_system=None)
-    console.print(comparison_table(found[FIRST_RUN][""]))
+    console.print(comparison_table(results))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     return "\n".join(["```text", *(line for line in lines if line), "```"])
 
@@ -186,7 +189,20 @@ def first_run() -> str:
     return readme_first_run(read_results())
 
 
-PLACEHOLDERS = {"methods": methods_table, "checks": checks_table, "tasks": tasks_table, "distill": first_run}
+def task_runs() -> str:
+    """What `stillroom distill --task TASK` gives without further arguments, for every task with committed results."""
+    runs = {task: run for task, run in read_results().get(FIRST_RUN, {}).items() if task}
+    rows = [[f"`{task}`", str(run["title"]), str(headline(read(run)))] for task, run in runs.items()]
+    return table(["`--task`", "from what to what", "what came out"], rows) if rows else ""
+
+
+PLACEHOLDERS = {
+    "methods": methods_table,
+    "checks": checks_table,
+    "tasks": tasks_table,
+    "distill": first_run,
+    "distill-tasks": task_runs,
+}
 """What a hand-written page asks for by `<!-- generated: NAME -->`."""
 
 

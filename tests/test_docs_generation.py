@@ -137,6 +137,10 @@ def test_the_first_run_is_shown_as_it_is_printed(folder: Path) -> None:
     shown = generator().readme_first_run(generator().read_results(folder))
     assert re.search(r"^ alone +91\.0% ", shown, re.MULTILINE)
     assert "Worth it: pld is 3.0 points better" in shown
+    (folder / "distill.json").rename(folder / "distill--language-modelling.json")
+    found = generator().read_results(folder)
+    assert list(found["distill"]) == ["language-modelling"]
+    assert generator().readme_first_run(found) == ""
 
 
 def test_missing_markers_are_refused() -> None:
