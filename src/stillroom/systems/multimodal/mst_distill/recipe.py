@@ -32,6 +32,11 @@ def recipe(
     All arms start from the same three networks and train their student for as many epochs: those of the first and the
     third stage.
 
+    Sizes, epochs and rates were fixed before any run and are the same for both data sets; the distillation weights of
+    plain KD (1, and 0.25, which was better) were looked at on seeds 100 and 101. On the halves of digits, seeds 0 to 5,
+    the student gains 2.8 points over labels alone and more over plain KD; with random routing, with the mean of the
+    teachers and without masks it gains as much, so neither masks nor routing are what helps there.
+
     Args:
         data: "digits" (upper and lower half of an image; the student sees the upper one), "spoken-digits" (recordings
             and images of the same digit; the student hears), or any data with inputs of two named modalities.
