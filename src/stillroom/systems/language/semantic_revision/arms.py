@@ -61,6 +61,7 @@ class Setting:
         teacher_lr: highest learning rate of the teacher.
         first_lr: of the student's first steps.
         lr: of every arm.
+        limits_lr: of the sub-network of the limits, where there is one.
     """
 
     data: Any
@@ -79,6 +80,7 @@ class Setting:
     teacher_lr: float
     first_lr: float
     lr: float
+    limits_lr: float
 
     def tiny(self) -> Setting:
         """A form for tests of the plumbing."""
@@ -166,6 +168,7 @@ def _train(method: Method, splits: Splits, setting: Setting, seed: int, *, steps
         steps=steps,
         batch_size=setting.batch_size,
         optimizer=optimizer,
+        players={"limits": replace(optimizer, lr=setting.limits_lr)},
         augment="none",
         evaluate_every=max(len(splits.train) // setting.batch_size, 1),  # at the ends of epochs
         keep="last",

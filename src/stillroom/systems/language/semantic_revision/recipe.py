@@ -44,7 +44,8 @@ def recipe(
     batch_size: int = 8,
     teacher_lr: float = 1e-3,
     first_lr: float = 4e-3,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
+    limits_lr: float = 1e-4,
     student_share: float = 0.4,
     capacity: int = 160,
 ) -> Experiment:
@@ -73,6 +74,7 @@ def recipe(
         teacher_lr: highest learning rate of the teacher.
         first_lr: of the student's first training.
         lr: of every arm.
+        limits_lr: of the sub-network of the limits.
         student_share: phi at the beginning; the paper's schedule begins at 0 and would not leave it in so few steps.
         capacity: sequences kept for replay.
     """
@@ -93,6 +95,7 @@ def recipe(
         teacher_lr=teacher_lr,
         first_lr=first_lr,
         lr=lr,
+        limits_lr=limits_lr,
     )
     full = partial(
         SemanticRevision,
