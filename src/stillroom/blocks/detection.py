@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.taps import tap_root, unwrapped
+from stillroom.losses._shared import at_least_float32
 
 LARGEST_SCALE = math.log(1000 / 16)
 """Log-size deltas are clamped here, as in the Faster R-CNNs of torchvision and detectron2."""
@@ -121,7 +122,7 @@ class TwoStage:
             most: per image; None for as many as the network itself goes on with.
         """
         with torch.no_grad(), _flag(self.net.rpn, False):
-            return [boxes[:most] for boxes in self.net.rpn(images, features)[0]]
+            return [at_least_float32(boxes[:most]) for boxes in self.net.rpn(images, features)[0]]
 
     def regions(self, features: dict[str, Tensor], boxes: Sequence[Tensor], image_sizes: Any) -> Regions:
         """What the second stage says of any boxes, one tensor `(R, 4)` per image."""
@@ -136,7 +137,8 @@ class TwoStage:
     def detect(self, features: dict[str, Tensor], boxes: Sequence[Tensor], image_sizes: Any) -> list[dict[str, Tensor]]:
         """Final detections from proposals (after the network's own threshold and NMS), in prepared coordinates."""
         with _flag(self.net.roi_heads, False):
-            return list(self.net.roi_heads(features, list(boxes), image_sizes)[0])
+            found = self.net.roi_heads(features, list(boxes), image_sizes)[0]
+        return [{key: at_least_float32(value) for key, value in one.items()} for one in found]
 
     def supervised(self, images: Any, features: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The four losses of Faster R-CNN against boxes in prepared coordinates.

@@ -244,7 +244,7 @@ def test_the_battery(source):
 
 
 def test_the_recipe_runs_in_its_tiny_form():
-    experiment = recipe(detector="detector-4", source_images=8, source_steps=2, images=2, test_size=3, confident=0.1)
+    experiment = recipe(detector="detector-4", source_images=8, source_steps=2, images=2, test_size=3, confident=0.2)
     results = experiment.tiny().run([100], progress=False)
     assert set(results["arms"]) == set(experiment.arms)
     assert results["arms"]["shuffled"]["role"] == "control"

@@ -16,4 +16,3 @@ SYSTEMS: tuple[System, ...] = (
         gives="the detector, adapted",
     ),
 )
-

@@ -164,9 +164,11 @@ class LPLD(Method):
         losses = detector.supervised(images, features, confident)
         first = losses.pop("loss_objectness") + losses.pop("loss_rpn_box_reg")
         terms = {"propose": first, "detect": torch.stack(list(losses.values())).sum()}
+        said = None
         if self.scale:
-            terms["lpld"] = self._distill(detector, images, features, confident, boxes, taught)
-        return Losses(outputs=None, weights=None, **terms)
+            said = detector.regions(features, boxes, images.image_sizes)
+            terms["lpld"] = self._distill(said, taught, self.mine(taught, boxes, confident, images.image_sizes))
+        return Losses(outputs=None if said is None else said.logits, weights=None, **terms)
 
     @torch.no_grad()
     def ask_teacher(self, inputs: Any) -> tuple[list[dict[str, Tensor]], list[Tensor], Regions, list[Any]]:
@@ -182,19 +184,9 @@ class LPLD(Method):
         confident = [{key: one[key][one["scores"] > self.confident] for key in ("boxes", "labels")} for one in found]
         return confident, boxes, teacher.regions(features, boxes, images.image_sizes), images.image_sizes
 
-    def _distill(
-        self,
-        detector: TwoStage,
-        images: Any,
-        features: dict[str, Tensor],
-        confident: Sequence[dict[str, Tensor]],
-        boxes: Sequence[Tensor],
-        taught: Regions,
-    ) -> Tensor:
-        said = detector.regions(features, boxes, images.image_sizes)
+    def _distill(self, said: Regions, taught: Regions, mined: Sequence[Mined]) -> Tensor:
         terms: list[Tensor] = []
         self.kept = []
-        mined = self.mine(taught, boxes, confident, images.image_sizes)
         for student, teacher, found in zip(said.per_image(), taught.per_image(), mined, strict=True):
             kept = self.choose(found.kept, len(teacher.logits))
             self.kept.append(len(kept))

@@ -203,7 +203,7 @@ def _experiment(
         Claim("lpld", ">", "mean-teacher", on="map_50", by=-0.01),
     ]
     if ablations:
-        lower = {**common, "scale": 0.0, "confident": 0.5}
+        lower = {**common, "scale": 0.0, "confident": common["confident"] - 0.2}
         arms |= {
             "lower-threshold": partial(run, method=partial(LPLD, **lower)),
             "equal-weights": partial(run, method=partial(EqualWeights, **common)),
@@ -233,19 +233,25 @@ def recipe(
     *,
     detector: str = "detector-12",
     source_images: int = 300,
-    source_steps: int = 300,
+    source_steps: int = 250,
     images: int = 40,
     epochs: float = 3,
     batch_size: int = 1,
-    lr: float = 1e-3,
-    test_size: int = 150,
-    confident: float = 0.7,
-    scale: float = 0.1,
+    lr: float = 3e-3,
+    test_size: int = 200,
+    confident: float = 0.5,
+    foreground: float = 0.6,
+    scale: float = 1.0,
 ) -> Experiment:
     """Does a detector that moves to another light find more small digits when it learns from what it is unsure of?
 
-    A small Faster R-CNN is trained on bright digits in the dark, then adapted to unlabelled scenes of lower contrast,
-    of which half are inverted, blurred and noisier, with every other digit much smaller.
+    A small Faster R-CNN is trained on bright digits, then adapted to unlabelled scenes of lower contrast, blurred and
+    noisier, in which every other digit is much smaller. Recall of those is taken at a precision of one half.
+
+    Settings were chosen on seeds 100 and 101, learning rate and confident score for the mean teacher and LPLD alike.
+    The small detector is less sure of its classes than a large one and its features move less, so the scores are lower
+    and the scale is ten times larger than in the paper; erased patches are smaller, as the scenes are. The lower
+    threshold (by 0.2) asks whether bolder boxes alone do the same.
 
     Args:
         detector: an embedded detector.
@@ -256,13 +262,15 @@ def recipe(
         batch_size: scenes per step; 1 as in the paper.
         lr: of SGD, constant.
         test_size: scenes of the target domain that are reported.
-        confident: score of a confident box.
-        scale: of the distillation term.
+        confident: score of a confident box, 0.2 or more; 0.7 in the paper.
+        foreground: least probability of an uncertain proposal's class; 0.9 in the paper.
+        scale: of the distillation term; 0.1 in the paper.
     """
     common: dict[str, Any] = {
         "confident": confident,
+        "foreground": foreground,
         "scale": scale,
-        "strong_view": StrongView(blur_sigma=(0.1, 0.8)),
+        "strong_view": StrongView(blur_sigma=(0.1, 0.8), erasings=((0.5, (0.02, 0.06), (0.5, 2.0)),)),
     }
     sgd = Optim("sgd", lr=lr, weight_decay=1e-4, schedule="constant")
     return _experiment(
@@ -276,7 +284,7 @@ def recipe(
             f"A {detector}, trained on {source_images} scenes of bright digits, is adapted to {images} unlabelled "
             "scenes under another light with smaller digits."
         ),
-        seeds=3,
+        seeds=5,
     )
 
 
