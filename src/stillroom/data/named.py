@@ -19,6 +19,7 @@ from stillroom.data.modalities import av_mnist, digit_halves, spoken_and_written
 from stillroom.data.parts import Part, Source
 from stillroom.data.procedural import blobs, scenes, shapes
 from stillroom.data.samples import Splits
+from stillroom.data.segmented import digit_masks
 from stillroom.data.sound import spoken_digits
 from stillroom.data.tables import read_datasets
 from stillroom.data.text import documentation
@@ -33,6 +34,7 @@ BUILT_IN: dict[str, Callable[[], Splits]] = {
     "digit-halves": digit_halves,
     "spoken-digits": spoken_digits,
     "spoken-and-written-digits": spoken_and_written_digits,
+    "digit-masks": digit_masks,
     "digit-scenes": digit_scenes,
     "digit-scenes-shifted": digit_scenes_shifted,
 }

@@ -47,7 +47,8 @@ def load_data(
     Args:
         spec: what to load:
 
-            - a built-in name: "digits", "shapes" (multi-label), "scenes" (segmentation), "blobs" (regression),
+            - a built-in name: "digits", "shapes" (multi-label), "scenes" and "digit-masks"
+              (segmentation), "blobs" (regression),
               "digit-scenes" and "digit-scenes-shifted" (detection),
               "documentation" (language modelling);
             - "spoken-digits"; of two modalities "digit-halves", "spoken-and-written-digits", "av-mnist";
