@@ -313,6 +313,8 @@ def test_wrong_arguments_are_refused():
     for name, rate in (("edge_rate", 1.0), ("entry_rate", -0.2)):
         with pytest.raises(ValueError, match=rf"{name} is the share that is pruned .* given {rate}"):
             Pruning(**{name: rate})
+    with pytest.raises(ValueError, match=r"selection must be .* given 'test'"):
+        LightGNN(selection="test")
     with pytest.raises(ValueError, match="runs=0"):
         Pruning(runs=0)
     with pytest.raises(ValueError, match="this LightGNN was not fitted"):

@@ -27,6 +27,7 @@ from stillroom.training import Optim, Training
 
 TEACHER, INTERMEDIATE, STUDENT = Level(8, 1000, 4e-4, 1.3e-7), Level(2, 500, 4e-4, 1.3e-7), Level(2, 300, 1e-3, 1e-8)
 PRUNING = Pruning()
+BY_TEST = "test recall, as released"
 
 
 class LightGNN:
@@ -78,6 +79,8 @@ class LightGNN:
         evaluate_every: int = 1,
         selection: Literal["validation", "test recall, as released"] = "validation",
     ) -> None:
+        if selection not in ("validation", BY_TEST):
+            raise ValueError(f'selection must be "validation" or "{BY_TEST}", given {selection!r}')
         self.dimensions, self.teacher, self.intermediate, self.student = dimensions, teacher, intermediate, student
         self.pruning, self.two_hop_keep = pruning, two_hop_keep
         self.prediction_weight, self.embedding_weight = prediction_weight, embedding_weight
