@@ -19,8 +19,8 @@ def digit_masks(
     """Segmentation: which digit does each pixel belong to?
 
     A scene holds two or three of scikit-learn's digits, 8x8, at places that do not overlap, on a ground with single
-    rows of other digits as clutter. A pixel with more ink than a quarter belongs to its digit's class, all others to the
-    ground. Digits are cut before scenes are made: training scenes of either half and test scenes share none.
+    rows of other digits as clutter. A pixel with more ink than a quarter belongs to its digit's class, all others to
+    the ground. Digits are cut before scenes are made: training scenes of either half and test scenes share none.
 
     Args:
         train: scenes to train on, 1 or more.
