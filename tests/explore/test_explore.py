@@ -16,6 +16,7 @@ from stillroom.explore import (
     LearnNovelty,
     RandomNetworkDistillation,
     RunningMoments,
+    TwoHeads,
     generalised_advantages,
     mlp,
 )
@@ -251,3 +252,54 @@ class TestWrapper:
 
         with pytest.raises(ValueError, match="observations that are vectors, given Box"):
             IntrinsicReward(DummyVecEnv([Pictures]), Recorded())
+
+
+class TestTwoHeads:
+    def test_without_novelty_it_is_the_plain_algorithm(self):
+        def trained(two_heads):
+            venv = IntrinsicReward(make_vec_env("Pendulum-v1", n_envs=2, seed=3), Recorded(), strength=0.0)
+            model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16, n_epochs=2, seed=3, device="cpu")
+            weights = {"extrinsic_weight": 1.0, "intrinsic_weight": 0.0}
+            callback = TwoHeads(venv, **weights) if two_heads else LearnNovelty(venv)
+            return model.learn(96, callback=callback).policy.state_dict()
+
+        plain, other = trained(False), trained(True)
+        assert all(value.equal(other[name]) for name, value in plain.items())
+
+    def test_advantages_join_and_novelty_goes_on_over_the_end_of_an_episode(self):
+        venv = IntrinsicReward(corridor(1), Recorded(), strength=0.0)
+        model = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+        seen = {}
+
+        class Watched(TwoHeads):
+            def _on_rollout_end(self):
+                seen["before"] = self.locals["rollout_buffer"].advantages.copy()
+                seen["rewards"] = torch.tensor(self._paid)
+                states = torch.as_tensor(self.locals["rollout_buffer"].observations).float()
+                after = torch.as_tensor(self.locals["new_obs"]).float()[None]
+                with torch.no_grad():
+                    seen["values"] = self.value(torch.cat([states, after]))
+                super()._on_rollout_end()
+                seen["after"] = self.locals["rollout_buffer"].advantages.copy()
+
+        model.learn(8, callback=Watched(venv, discount=0.9, trace=0.8))
+        rewards, values = seen["rewards"], seen["values"]
+        error = rewards + 0.9 * values[1:] - values[:-1]
+        by_hand = sum((0.9 * 0.8) ** t * error[t] for t in range(8))  # also over step 5, where the episode ended
+        gained = torch.from_numpy(seen["after"] - 2 * seen["before"])
+        torch.testing.assert_close(gained[0], by_hand, rtol=1e-4, atol=1e-5)
+
+    def test_the_second_critic_learns_what_novelty_pays(self):
+        venv = IntrinsicReward(corridor(2), Recorded(), strength=0.0)
+        callback = TwoHeads(venv, lr=1e-2)
+        model = PPO("MlpPolicy", venv, n_steps=50, batch_size=50, n_epochs=1, device="cpu")
+        model.learn(600, callback=callback)
+        places = torch.arange(5.0).unsqueeze(1)
+        assert (callback.value(places).diff() != 0).any()
+        assert callback.value(places).mean().item() > 1
+
+    def test_a_bonus_that_is_paid_already_is_refused(self):
+        with pytest.raises(ValueError, match=r"must have strength=0, given 0\.5"):
+            TwoHeads(IntrinsicReward(corridor(), Recorded(), strength=0.5))
+        with pytest.raises(ValueError, match="weights must be 0 or more, given -1 and 1"):
+            TwoHeads(IntrinsicReward(corridor(), Recorded(), strength=0.0), extrinsic_weight=-1, intrinsic_weight=1)

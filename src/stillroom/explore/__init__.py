@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stillroom.explore.novelty import Novelty as Novelty
     from stillroom.explore.novelty import RandomNetworkDistillation as RandomNetworkDistillation
     from stillroom.explore.novelty import mlp as mlp
+    from stillroom.explore.two_heads import TwoHeads as TwoHeads
     from stillroom.explore.wrapper import IntrinsicReward as IntrinsicReward
     from stillroom.explore.wrapper import LearnNovelty as LearnNovelty
 
@@ -26,6 +27,7 @@ _EXPORTS = {
     "Novelty": "novelty",
     "RandomNetworkDistillation": "novelty",
     "RunningMoments": "moments",
+    "TwoHeads": "two_heads",
     "generalised_advantages": "advantages",
     "mlp": "novelty",
 }

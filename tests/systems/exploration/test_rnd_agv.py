@@ -196,6 +196,15 @@ def test_actions_that_cannot_steer_are_refused():
         curious_ppo(make_vec_env(Buttons))
 
 
+def test_two_heads_are_an_option():
+    model, callback = curious_ppo(
+        AGVVecEnv(copies=4, max_steps=20), n_steps=16, batch_size=32, prepare=40, two_heads=True, strength=0.5
+    )
+    model.learn(64, callback=callback)
+    assert (model.gamma, callback.intrinsic_weight, callback.wrapper.strength) == (0.999, 0.5, 0.0)
+    assert callback.wrapper.learned == 1
+
+
 def test_the_recipe_and_the_papers_settings_run_in_small():
     results = recipe().tiny().run([0], progress=False, device="cpu")
     assert results["arms"]["shuffled"]["role"] == "control"

@@ -15,7 +15,8 @@ spirit of the paper's four scenes; no number of it can be reproduced, only the d
 the bonus follows the reference recipe of random network distillation, since the paper's summary names none and the
 weight of the bonus means nothing without it. Network sizes, the predictor's optimiser and the strength 1 of the sum are
 unconfirmed and are arguments. The bonus of a step is scaled by the deviation known at that step rather than once per
-rollout, so that any algorithm of Stable-Baselines3 can be used; one value head and one discount, as in the paper.
+rollout, so that any algorithm of Stable-Baselines3 can be used. One value head and one discount, as in the paper; two
+heads are an option (`curious_ppo(two_heads=True)`).
 """
 
 from stillroom.explore import IntrinsicReward, LearnNovelty, RandomNetworkDistillation

@@ -12,7 +12,7 @@ import numpy as np
 from stillroom.experiment.arm import Context
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.run import Experiment
-from stillroom.explore import IntrinsicReward, LearnNovelty, RandomNetworkDistillation
+from stillroom.explore import IntrinsicReward, LearnNovelty, RandomNetworkDistillation, TwoHeads
 from stillroom.extras import require
 from stillroom.systems.exploration.rnd_agv.scenes import SCENES, Scene
 from stillroom.systems.exploration.rnd_agv.vectorised import AGVVecEnv
@@ -36,6 +36,7 @@ def curious_ppo(
     batch_size: int = 256,
     seed: int = 0,
     change: Callable[[Array], Array] | None = None,
+    two_heads: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[PPO, LearnNovelty]:
     """PPO with random network distillation for your own vectorised environment.
@@ -48,6 +49,8 @@ def curious_ppo(
         batch_size: of PPO.
         seed: of PPO, the networks of the novelty and the random steps.
         change: applied to the bonuses of a step; None for nothing.
+        two_heads: a critic and discount of its own for the bonus (see `stillroom.explore.TwoHeads`), as in classic
+            random network distillation, instead of the paper's one sum.
         options: further options of `stable_baselines3.PPO`, by its own names.
 
     Returns:
@@ -62,11 +65,15 @@ def curious_ppo(
     """
     check_actions(venv)
     width = int((venv.observation_space.shape or (0,))[0])
-    wrapped = IntrinsicReward(venv, RandomNetworkDistillation(width, seed=seed), strength=strength, change=change)
+    novelty = RandomNetworkDistillation(width, seed=seed)
+    wrapped = IntrinsicReward(venv, novelty, strength=0.0 if two_heads else strength, change=change)
     wrapped.prepare(prepare, seed=seed)
-    model = PPO(
-        "MlpPolicy", wrapped, n_steps=n_steps, batch_size=batch_size, seed=seed, device="cpu", **(options or {})
-    )
+    settings = {"n_steps": n_steps, "batch_size": batch_size, "seed": seed, "device": "cpu"}
+    if two_heads:
+        settings["gamma"] = 0.999
+    model = PPO("MlpPolicy", wrapped, **(settings | dict(options or {})))  # type: ignore[arg-type]
+    if two_heads:
+        return model, TwoHeads(wrapped, intrinsic_weight=strength, batch_size=batch_size, seed=seed)
     return model, LearnNovelty(wrapped)
 
 
