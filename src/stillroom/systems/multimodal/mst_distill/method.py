@@ -363,7 +363,7 @@ class MSTDistill(Method):
         for number in range(len(self.taps)):
             rows = (picks == number).any(dim=1).nonzero().flatten()
             if len(rows):
-                mine = map_tensors(inputs, lambda tensor, rows=rows: tensor[rows])
+                mine = map_tensors(inputs, partial(torch.index_select, dim=0, index=rows))
                 found[number, rows] = self.specialised_logits(number, mine).to(like.dtype)
         return found
 
