@@ -59,7 +59,7 @@ def test_the_student_is_loaded_with_its_tokenizer(run):
 
 def test_the_demonstration_needs_no_further_arguments():
     options = with_defaults(_given())
-    assert (options["data"], options["teacher"], options["student"]) == ("documentation", "gpt-3-128", "gpt-1-48")
+    assert (options["data"], options["teacher"], options["student"]) == ("documentation", "gpt-2-64", "gpt-1-48")
     assert options["seeds"] == 3
     assert with_defaults(_given(steps=7))["epochs"] is None
     assert with_defaults(_given(task=None, data="my.txt"))["task"] == "language-modelling"

@@ -61,13 +61,12 @@ class LanguageModelling(Task):
     teacher_faults: ClassVar[str] = "its tokenizer and that labels are one token later"
     demonstration: ClassVar[dict[str, Any]] = {
         "data": "documentation",
-        "teacher": "gpt-3-128",
+        "teacher": "gpt-2-64",
         "student": "gpt-1-48",
-        "teacher_epochs": 2.0,
-        "train_size": None,
+        "teacher_epochs": 4.0,
         "epochs": 2.0,
-        "batch_size": 32,
-        "lr": 3e-3,
+        "batch_size": 8,
+        "lr": 4e-3,
         "seeds": 3,
     }
 
