@@ -69,6 +69,7 @@ class LanguageModelling(Task):
         "lr": 4e-3,
         "seeds": 3,
     }
+    """Sizes, steps, T and the weights were chosen by held-out perplexity on seeds 100 and 101."""
 
     def __init__(
         self,
