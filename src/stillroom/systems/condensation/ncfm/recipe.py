@@ -127,6 +127,18 @@ def random_real(setting: Setting, prepared: Prepared, seed: int, context: Contex
     return CondensedSet(torch.cat(chosen), torch.arange(real.classes).repeat_interleave(setting.images_per_class))
 
 
+def random_tiles(setting: Setting, prepared: Prepared, seed: int, context: Context) -> CondensedSet:
+    """The same storage filled with tiles of real images, by chance."""
+    real, chosen = prepared.real, []
+    for number in range(real.classes):
+        numbers = generator(seed, CHOICE, number)
+        images = real.of(number)
+        shuffled = images[torch.randperm(len(images), generator=numbers)]
+        chosen.append(from_mixed(shuffled, setting.images_per_class, setting.factor, numbers))
+    labels = torch.arange(real.classes).repeat_interleave(setting.images_per_class)
+    return CondensedSet(torch.cat(chosen), labels, setting.factor)
+
+
 def condensed(setting: Setting, prepared: Prepared, seed: int, context: Context, **options: Any) -> CondensedSet:
     """A set that NCFM makes, with some of its options changed."""
     given: dict[str, Any] = {
@@ -204,18 +216,21 @@ def recipe(
 ) -> Experiment:
     """Do images made by matching characteristic functions train a network better than real or simpler ones?
 
-    All arms store equally many images of one size, begin where they do not take whole real images from the same tiles,
-    and are measured alike: a fresh network, equal steps and augmentation, the last step's weights on real images.
-    "init-only" is the tiled real images themselves, "calibration-only" leaves the matching out, "matching-only" the
-    calibration, "mean-matching" exchanges the discrepancy for the squared distance of the means, "normal-frequencies"
-    has no sampler. Beside it each discrepancy is asked to tell 500 points of a normal distribution from 500 of a
-    Laplace distribution of the same mean and covariance in eight dimensions.
+    All arms store equally many images of one size and are measured alike: a fresh network, equal steps and
+    augmentation, the last step's weights on real images. "random-real" stores whole real images taken by chance,
+    "random-tiles" tiles of such, "init-only" the tiles that all ways of condensing begin from: the first of each class,
+    which on the digits are by few writers. "calibration-only" leaves the matching out, "matching-only" the calibration,
+    "mean-matching" exchanges the discrepancy for the squared distance of the means, "normal-frequencies" has no
+    sampler. Beside it each discrepancy is asked to tell 500 points of a normal distribution from 500 of a Laplace
+    distribution of the same mean and covariance in eight dimensions.
 
-    The settings are the smallest that fit two minutes, with ten times the paper's learning rate for the images; they
-    were chosen on seeds 100 and 101 by held-out training images and are the same for every arm. What was seen on the
-    digits: every way of matching ends within a point of the others, 25 points above real images and 12 above their
-    tiles, far above calibration alone. Means are enough here, and the sampler adds nothing to the accuracy, though its
-    frequencies find more difference between two distributions than normal ones do.
+    The settings are the smallest that fit some two minutes, with ten times the paper's learning rate for the images;
+    they were chosen on seeds 100 and 101 by held-out training images and are the same for every arm. "random-tiles" was
+    added after the first seeds had shown that the first images of a class are poor ones. Three seeds left some
+    intervals wide, so three more were run with the same settings. What was seen on the digits: every way of matching
+    ends within half a point of the others, 6 points above random tiles and 9 above calibration alone; the sampler adds
+    nothing to the accuracy, though its frequencies find more difference between two distributions than normal ones do.
+    With ten whole images per class random real images are as good; on CIFAR-10 at this size calibration alone is.
 
     Args:
         data: a classification data set of images.
@@ -259,6 +274,7 @@ def recipe(
         task=Measured("accuracy"),
         arms={
             "random-real": arm(random_real),
+            "random-tiles": arm(random_tiles),
             "init-only": arm(partial(condensed, iterations=0)),
             "mean-matching": arm(
                 partial(condensed, matching=mean_matching, learned_frequencies=False), two_sample.tell_by_mean
@@ -271,6 +287,7 @@ def recipe(
         claims=[
             Claim("ncfm", ">", "random-real", on="accuracy", by=0.05),
             Claim("ncfm", ">", "init-only", on="accuracy", by=0.05),
+            Claim("ncfm", ">", "random-tiles", on="accuracy"),
             Claim("ncfm", ">", "calibration-only", on="accuracy"),
             Claim("ncfm", ">", "mean-matching", on="accuracy", by=-0.01),
             Claim("ncfm", ">", "normal-frequencies", on="accuracy"),
@@ -281,7 +298,7 @@ def recipe(
         ],
         baseline="random-real",
         controls=("calibration-only",),
-        rivals=("random-real", "init-only", "mean-matching"),
+        rivals=("random-real", "random-tiles", "init-only", "mean-matching"),
         title="Neural characteristic function matching (NCFM)",
         question=(
             f"{images_per_class} stored image{'s' * (images_per_class > 1)} per class, {factor} x {factor} tiles each, "
@@ -351,6 +368,7 @@ def paper(
         task=Measured("accuracy"),
         arms={
             "random-real": arm(random_real),
+            "random-tiles": arm(random_tiles),
             "init-only": arm(partial(condensed, iterations=0)),
             "calibration-only": arm(partial(condensed, matching_weight=0.0)),
             "normal-frequencies": arm(partial(condensed, learned_frequencies=False)),
@@ -358,11 +376,12 @@ def paper(
         },
         claims=[
             Claim("ncfm", ">", "init-only", on="accuracy"),
+            Claim("ncfm", ">", "random-tiles", on="accuracy"),
             Claim("ncfm", ">", "normal-frequencies", on="accuracy"),
         ],
         baseline="random-real",
         controls=("calibration-only",),
-        rivals=("random-real", "init-only"),
+        rivals=("random-real", "random-tiles", "init-only"),
         title="Neural characteristic function matching (NCFM) on CIFAR-10",
         question=f"{images_per_class} stored images per class are to train a {network} on CIFAR-10.",
         seeds=3,
