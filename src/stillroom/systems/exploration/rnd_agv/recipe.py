@@ -143,11 +143,11 @@ def success(model: PPO | None, venv: AGVVecEnv, *, episodes: int, seed: int = 0)
 
 
 def recipe(
-    scene: str = "simple_static",
+    scene: str = "complex_static",
     *,
-    steps: int = 60_000,
+    steps: int = 50_000,
     copies: int = 32,
-    max_steps: int = 200,
+    max_steps: int = 300,
     observe_goal: bool = False,
     strength: float = 1.0,
     n_steps: int = 128,
@@ -157,6 +157,10 @@ def recipe(
     All arms share PPO's settings, its seeds and the start poses. `coverage` is the share of the cells of 0.25 m that
     were visited while training, `first_contact` the environment steps until the goal was first reached (all steps where
     it never was), `success` that of the final policy, `random_success` that of uniformly random actions.
+
+    The shelves are the default because the floor with one wall is too easy: on a first look there (seed 100, 60,000
+    steps of 200-decision episodes) plain PPO had visited everything and found the goal within 6,000 steps, and
+    curiosity only kept its policy roaming. The shelves were looked at once too, on that seed.
 
     Args:
         scene: simple_static, simple_dynamic, complex_static or complex_dynamic.
