@@ -91,7 +91,7 @@ def read_image_pool(spec: Any) -> Source:
             raise ValueError(f"{str(root)!r} holds no images, with a suffix such as .jpg or .png")
         samples, name = BoxSamples(_Files(files, None), len(files), None, (3,)), root.resolve().name
     else:
-        dataset = spec.dataset if isinstance(spec, DataLoader) else spec
+        dataset: Any = spec.dataset if isinstance(spec, DataLoader) else spec
         fetch = _Fetch(dataset)
         samples, name = BoxSamples(fetch, len(dataset), None, fetch(0)[0].shape[:1]), "data"
     return Source({"train": SamplesPart(samples)}, "detection", None, name)
