@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,6 +26,7 @@ from stillroom.blocks.diffusion import (
 from stillroom.blocks.frozen import fingerprint
 from stillroom.check import check_method
 from stillroom.data.batch import Batch
+from stillroom.data.named import data_folder
 from stillroom.data.samples import TensorSamples
 from stillroom.fit import fit
 from stillroom.systems.generation.swiftbrush import SDS, SwiftBrush, recipe
@@ -395,3 +397,12 @@ def test_the_recipes_small_form_runs(tmp_path):
     assert {"untrained", "swiftbrush", "sds", "untracked"} <= set(results["arms"])
     assert results["arms"]["untracked"]["role"] == "control"
     assert all(len(arm["values"]) == 1 for arm in results["arms"].values())
+
+
+@pytest.mark.skipif(not (data_folder() and (data_folder() / "cifar10").is_dir()), reason="needs CIFAR-10 on disk")
+def test_the_recipe_takes_real_images(tmp_path):
+    experiment = recipe("cifar10", train_size=60, test_size=40, image_size=8, steps=2).tiny()
+    arms = {name: experiment.arms[name] for name in ("untrained", "swiftbrush")}
+    small = replace(experiment, arms=arms, claims=(), rivals=(), controls=())
+    results = small.run(seeds=[100], folder=tmp_path / "run", progress=False)
+    assert results["arms"]["swiftbrush"]["values"][0] > 0

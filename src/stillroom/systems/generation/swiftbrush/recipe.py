@@ -34,6 +34,9 @@ from stillroom.task import Generation, Reference
 from stillroom.training import Optim, Training
 from stillroom.tripwires import TrainingError
 
+BETAS = (0.0, 0.999)
+"""Of Adam: with momentum, student and second teacher chase each other in circles where training is as short as here."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,6 +54,7 @@ class Settings:
         guidance_scale: g of both teachers, and of the teacher's own sampling.
         student_lr: of the student, Adam.
         second_lr: of the second teacher, Adam.
+        warmup: part of all alternations in which the student's rate rises: at first nothing pushes it but noise.
         samples: generated for every measurement, the same number of each class.
     """
 
@@ -65,6 +69,7 @@ class Settings:
     guidance_scale: float
     student_lr: float
     second_lr: float
+    warmup: float
     samples: int
 
     def tiny(self) -> Settings:
@@ -194,8 +199,8 @@ def trained(
     training = Training(
         steps=settings.steps,
         batch_size=settings.batch_size,
-        optimizer=Optim("adam", lr=settings.student_lr, schedule="constant", clip=1.0),
-        players={"lora": Optim("adam", lr=settings.second_lr, schedule="constant", clip=1.0)},
+        optimizer=Optim("adam", lr=settings.student_lr, betas=BETAS, warmup=settings.warmup, clip=1.0),
+        players={"lora": Optim("adam", lr=settings.second_lr, betas=BETAS, clip=1.0)},
     )
     prompts = TensorSamples(torch.arange(max(classes * 100, settings.batch_size)) % classes)
     context.extra["steps"] = settings.steps
@@ -236,7 +241,8 @@ def recipe(
     guidance_scale: float = 1.5,
     student_lr: float = 1e-4,
     sds_lr: float = 1e-4,
-    second_lr: float = 1e-3,
+    second_lr: float = 2e-3,
+    warmup: float = 0.15,
     rank: int = 16,
     ema_decay: float = 0.99,
     samples: int = 2000,
@@ -256,6 +262,7 @@ def recipe(
         student_lr: of SwiftBrush's student.
         sds_lr: of the student of score distillation sampling.
         second_lr: of the second teacher.
+        warmup: part of all alternations in which the students' rates rise.
         rank: of the adapter, which goes on every linear layer: these networks have no attention.
         ema_decay: of the averaged student.
         samples: generated for every measurement.
@@ -272,6 +279,7 @@ def recipe(
         guidance_scale=guidance_scale,
         student_lr=student_lr,
         second_lr=second_lr,
+        warmup=warmup,
         samples=samples,
     )
     adapter = partial(lora_copy_of_linears, rank=rank, alpha=rank * 108 / 64)
