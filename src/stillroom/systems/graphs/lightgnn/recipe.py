@@ -250,6 +250,10 @@ def recipe(
     without a teacher each for itself: learning rates 0.005, 0.01 and 0.03, weights of the spread term 0.1 and 1 with a
     teacher and 0, 0.1 and 1 without one, where that term did harm.
 
+    On LastFM (the 400 most active users of the 600 most heard artists) and Yelp (600 and 800) the rates 0.005, 0.01 and
+    0.02 were tried for either kind by validation recall on seed 100. Pruning by chance stays below on both; the student
+    without a teacher on LastFM, while three seeds do not show it on Yelp.
+
     Args:
         data: interactions: "digits" (images that take their bright pixels), "lastfm" or "yelp" below the folder that
             STILLROOM_DATA names, a .csv or .npz file.
