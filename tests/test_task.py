@@ -182,7 +182,7 @@ def test_nothing_to_measure_is_refused():
         Classification().evaluate(nn.Linear(4, 3), [])
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"detection"}))  # it distils inside the detector
 def test_a_perfect_student_has_no_distillation_loss_and_no_gradient(name):
     shapes = {"segmentation": (2, 3, 4, 4)}
     teacher = torch.randn(shapes.get(name, (6, 5)))

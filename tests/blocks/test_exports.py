@@ -8,7 +8,7 @@ import stillroom.blocks
 
 def test_every_name_is_exported_once_and_there():
     assert set(stillroom.blocks.__all__) == set(stillroom.blocks._EXPORTS)
-    assert len(stillroom.blocks.__all__) == 25
+    assert len(stillroom.blocks.__all__) > 60
     for name in stillroom.blocks.__all__:
         assert getattr(stillroom.blocks, name) is not None
 

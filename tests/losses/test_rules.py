@@ -17,6 +17,7 @@ MAP = (6, 3, 4, 4)
 VECTOR = (6, 8)
 SEQUENCES = (6, 3, 5)
 TARGETS = torch.arange(18).view(6, 3) % 5
+WEIGHTS = torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
 SPANS = [[(0, 3)], [(0, 2)], [(1, 3)], [(0, 1)], [], [(0, 3)]]
 
 BETWEEN_NETWORKS = {
@@ -33,7 +34,9 @@ BETWEEN_NETWORKS = {
     "kl_divergence": (losses.kl_divergence, LOGITS),
     "masked_generative_loss": (losses.masked_generative_loss, MAP),
     "nckd_loss": (lambda s, t, **o: losses.nckd_loss(s, t, LABELS, **o), LOGITS),
+    "novelty_loss": (losses.novelty_loss, VECTOR),
     "pld_loss": (lambda s, t, **o: losses.pld_loss(s, t, LABELS, **o), LOGITS),
+    "region_kd_loss": (losses.region_kd_loss, LOGITS),
     "reverse_kl_divergence": (losses.reverse_kl_divergence, LOGITS),
     "review_context_loss": (losses.review_context_loss, MAP),
     "rkd_angle_loss": (losses.rkd_angle_loss, VECTOR),
@@ -52,8 +55,18 @@ ONE_SIDED = {
     "crd_loss": (lambda s, **o: losses.crd_loss(s[:, 0], s[:, 1:], dataset_size=20, **o), LOGITS),
     "cross_entropy": (lambda s, **o: losses.cross_entropy(s, LABELS, **o), LOGITS),
     "denoising_loss": (lambda s, **o: losses.denoising_loss(s, 2 * fixed(s), **o), LOGITS),
+    "lpld_loss": (lambda s, **o: losses.lpld_loss(s, fixed(s), WEIGHTS, **o), LOGITS),
+    "mean_absolute_error": (lambda s, **o: losses.mean_absolute_error(s, 3 * torch.ones(LOGITS).to(s), **o), LOGITS),
     "mean_discrepancy": (lambda s, **o: losses.mean_discrepancy(s, 2 * fixed(s), **o), LOGITS),
     "mean_squared_error": (lambda s, **o: losses.mean_squared_error(s, torch.ones(LOGITS), **o), LOGITS),
+    "mutual_kd_loss": (lambda s, **o: losses.mutual_kd_loss(s, fixed(s), **o), LOGITS),
+    "negative_learning_loss": (lambda s, **o: losses.negative_learning_loss(s, LABELS, **o), LOGITS),
+    "log_sum_uniformity_loss": (lambda s, **o: losses.log_sum_uniformity_loss(s, fixed(s).to(wide(s)), **o), VECTOR),
+    "node_contrast_loss": (lambda s, **o: losses.node_contrast_loss(s, fixed(s).to(wide(s)), **o), VECTOR),
+    "pairwise_soft_target_loss": (
+        lambda s, **o: losses.pairwise_soft_target_loss(s, fixed(s), temperature=1.0, **o),
+        (12,),
+    ),
     "plackett_luce_loss": (
         lambda s, **o: losses.plackett_luce_loss(s, torch.arange(5).expand(LOGITS), torch.full(LOGITS, 0.2), **o),
         LOGITS,
@@ -70,11 +83,20 @@ def fixed(like):
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
 
 
+def wide(like):
+    """Its dtype, or float32 where that is wider."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
 def test_the_tables_hold_every_loss():
     others = {"Reduction", "flatten_positions", "labelled_rows", "reduce"}
     others |= {"prescribed_gradient_loss", "vsd_loss"}  # their gradients are no derivatives of their values
+    others |= {"all_pairs_kd_loss", "balance_cv_loss", "balance_kl_loss", "region_box_loss", "routed_kd_loss"}
+    others |= {"selected_pixel_loss", "subspace_uniformity_loss", "weighted_pixel_loss"}  # of more than rows of samples
+    others |= {"clipping_mask", "complementary_labels", "hard_positions", "head_agreement", "lpld_weights"}  # no losses
+    others |= {"mass_coordinates", "resize_logits"}
     assert set(ALL) | others | {"standardize_logits", "teacher_optimal_permutation"} == set(losses.__all__)
-    assert len(ALL) == 24
+    assert len(ALL) == 38
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -41,6 +41,7 @@ class IntrinsicReward(VecEnvWrapper):
     Example:
         >>> from stable_baselines3 import PPO
         >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> from stillroom.explore import RandomNetworkDistillation
         >>> venv = make_vec_env("Pendulum-v1", n_envs=2)
         >>> curious = IntrinsicReward(venv, RandomNetworkDistillation(3, seed=0), strength=0.5)
         >>> model = PPO("MlpPolicy", curious, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
