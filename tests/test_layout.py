@@ -30,6 +30,7 @@ FLOORS = (
         "tripwires",
         "feed",
         "staging",
+        "online",
         "condense",
         "explore",
         "active",

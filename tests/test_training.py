@@ -68,3 +68,10 @@ def test_adams_averages_can_be_changed():
     assert built.defaults["betas"] == (0.5, 0.99)
     with pytest.raises(ValueError, match=r"betas are two numbers in \[0, 1\), given \(0.5, 1.0\)"):
         Optim(betas=(0.5, 1.0))
+
+
+def test_sgd_looks_ahead_unless_told_otherwise():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    assert Optim("sgd").build(weights).param_groups[0]["nesterov"]
+    assert not Optim("sgd", nesterov=False).build(weights).param_groups[0]["nesterov"]
+    assert not Optim("sgd", momentum=0).build(weights).param_groups[0]["nesterov"]

@@ -19,13 +19,14 @@ class Optim:
         name: the torch optimizer.
         lr: the highest learning rate, above 0.
         weight_decay: as the optimizer means it, on all parameters; 0 or more.
-        momentum: SGD's (Nesterov).
+        momentum: SGD's.
         betas: Adam's and AdamW's decays of their two averages, in [0, 1).
         schedule: "cosine" falls to 0 at the last step, "step" multiplies by `gamma` at the milestones, "constant".
         warmup: part of all steps, in [0, 1), over which the rate rises linearly from 0.
         milestones: parts of all steps, in (0, 1), for "step".
         gamma: the factor at a milestone.
         clip: largest gradient norm of the player; None for no clipping.
+        nesterov: whether SGD with momentum looks ahead.
 
     Raises:
         ValueError: a number outside its range, an unknown name.
@@ -41,6 +42,7 @@ class Optim:
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     clip: float | None = None
+    nesterov: bool = True
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.name, ("adamw", "adam", "sgd"))
@@ -76,7 +78,7 @@ class Optim:
 
         parameters = list(parameters)
         if self.name == "sgd":
-            nesterov = self.momentum > 0
+            nesterov = self.nesterov and self.momentum > 0
             return torch.optim.SGD(
                 parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
+    from stillroom.blocks.calibrated import Tempered, fit_temperature
     from stillroom.blocks.causal import CausalTransformer
     from stillroom.blocks.detection import (
         Mined,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from stillroom.blocks.tiling import adaptive_crop
 
 _EXPORTS = {
+    "Tempered": "calibrated",
+    "fit_temperature": "calibrated",
     "last_hidden_layers": "stages",
     "Edits": "taps",
     "pick_modality": "modalities",
@@ -141,6 +144,7 @@ __all__ = [
     "Router",
     "Sees",
     "Taps",
+    "Tempered",
     "TinyIMDN",
     "TwoStage",
     "adaptive_crop",
@@ -155,6 +159,7 @@ __all__ = [
     "decode_boxes",
     "default_taps",
     "fingerprint",
+    "fit_temperature",
     "gathered",
     "grid_of",
     "guided_edge_importance",

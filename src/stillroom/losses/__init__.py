@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from stillroom.losses._shared import flatten_positions as flatten_positions
     from stillroom.losses._shared import labelled_rows as labelled_rows
     from stillroom.losses._shared import reduce as reduce
+    from stillroom.losses.balance import balance_weights as balance_weights
+    from stillroom.losses.balance import entropy_gap as entropy_gap
+    from stillroom.losses.balance import two_way_kd_loss as two_way_kd_loss
     from stillroom.losses.complementary import complementary_labels as complementary_labels
     from stillroom.losses.complementary import negative_learning_loss as negative_learning_loss
     from stillroom.losses.distributions import generalized_jensen_shannon as generalized_jensen_shannon
@@ -73,6 +76,9 @@ _EXPORTS = {
     "Reduction": "_shared",
     "all_pairs_kd_loss": "mutual",
     "attention_transfer_loss": "features",
+    "balance_weights": "balance",
+    "entropy_gap": "balance",
+    "two_way_kd_loss": "balance",
     "balance_cv_loss": "routing",
     "balance_kl_loss": "routing",
     "bernoulli_kd_loss": "logits",

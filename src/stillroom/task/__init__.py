@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from stillroom.task.base import Meter, Task
+from stillroom.task.calibration import confidence_metrics, expected_calibration_error, logits_on
 from stillroom.task.detection import Detection, recall_at_precision, score_boxes
 from stillroom.task.generation import (
     Generation,
@@ -41,8 +42,11 @@ __all__ = [
     "SuperResolution",
     "Task",
     "TaskName",
+    "confidence_metrics",
     "coverage",
+    "expected_calibration_error",
     "frechet_distance",
+    "logits_on",
     "luminance",
     "nearest",
     "picture_scores",
