@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from stillroom.data.graphs import adjacency as adjacency
     from stillroom.data.interactions import Interactions as Interactions
     from stillroom.data.interactions import InteractionSplits as InteractionSplits
+    from stillroom.data.mixing import Mixture as Mixture
+    from stillroom.data.mixing import draw_mixture as draw_mixture
     from stillroom.data.modalities import av_mnist as av_mnist
     from stillroom.data.modalities import digit_halves as digit_halves
     from stillroom.data.modalities import pair_by_class as pair_by_class
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from stillroom.data.tokenizer import Tokenizer as Tokenizer
 
 _EXPORTS = {
+    "Mixture": "mixing",
+    "draw_mixture": "mixing",
     "PromptSamples": "prompts",
     "av_mnist": "modalities",
     "ImagePairs": "pairs",

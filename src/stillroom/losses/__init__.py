@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from stillroom.losses.balance import two_way_kd_loss as two_way_kd_loss
     from stillroom.losses.complementary import complementary_labels as complementary_labels
     from stillroom.losses.complementary import negative_learning_loss as negative_learning_loss
+    from stillroom.losses.deviations import soft_cross_entropy as soft_cross_entropy
+    from stillroom.losses.deviations import unit_deviation_kd_loss as unit_deviation_kd_loss
+    from stillroom.losses.deviations import unit_deviation_logits as unit_deviation_logits
     from stillroom.losses.distributions import generalized_jensen_shannon as generalized_jensen_shannon
     from stillroom.losses.distributions import kl_divergence as kl_divergence
     from stillroom.losses.distributions import reverse_kl_divergence as reverse_kl_divergence
@@ -76,6 +79,9 @@ _EXPORTS = {
     "Reduction": "_shared",
     "all_pairs_kd_loss": "mutual",
     "attention_transfer_loss": "features",
+    "soft_cross_entropy": "deviations",
+    "unit_deviation_kd_loss": "deviations",
+    "unit_deviation_logits": "deviations",
     "balance_weights": "balance",
     "entropy_gap": "balance",
     "two_way_kd_loss": "balance",
