@@ -32,7 +32,7 @@ class ClippingLimits(nn.Module):
     Example:
         >>> limits = ClippingLimits()
         >>> lower, upper = limits(torch.randn(2, 5, 50).log_softmax(-1), torch.randn(2, 5, 50).log_softmax(-1))
-        >>> round(float(lower.mean()), 4), round(float(upper.mean()), 4)
+        >>> round(lower.mean().item(), 4), round(upper.mean().item(), 4)
         (0.05, 0.999)
     """
 
