@@ -27,7 +27,8 @@ class OnlineDistillation(Method):
             learning.
         peers: further students, the players "peer-1", "peer-2", ...
         update: "simultaneous" computes all losses from one forward pass of every network; "alternating" lets each
-            player step before the next one's losses, which then see its new outputs (batch norm sees the samples twice).
+            player step before the next one's losses, which then see its new outputs (and batch norm the samples
+            twice).
 
     Raises:
         TypeError: a network is no module.
