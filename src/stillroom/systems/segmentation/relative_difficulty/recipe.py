@@ -76,9 +76,9 @@ def recipe(
     *,
     scenes: int = 400,
     wrong: float = 0.15,
-    steps: int = 260,
-    batch_size: int = 32,
-    teacher: str = "fcn-16-32-64-64+aux",
+    steps: int = 400,
+    batch_size: int = 16,
+    teacher: str = "fcn-16-32-48+aux",
     student: str = "fcn-8-16-24",
     teacher_epochs: float = 30,
     image_size: int = 96,
@@ -89,7 +89,12 @@ def recipe(
     On the embedded scenes a share of the student's training digits is annotated, all of it, as another digit; the
     teacher has learned from rightly annotated scenes of other digits. `wrong_in_xor`, `_and`, `_or` and `_ohem` are the
     shares of wrong labels among the pixels that each selection would take at the end, `wrong_labels` among all pixels,
-    `_over_all` the one over the other. Settings were looked at once, on seed 100 with 450 steps.
+    `_over_all` the one over the other.
+
+    A first run (seeds 0 to 2, 260 steps of 32 scenes, all claims shown) is kept beside this one: there the student
+    alone had not learned to tell digits from ground, so that its arm said little. More and smaller steps were then
+    looked at on seed 100, and the reported seeds begin at 10. On CamVid at 64 pixels, where every label is right, the
+    gains are within the noise.
 
     Args:
         data: "digit-masks", or a segmentation data set such as "camvid", whose labels stay as they are.
