@@ -104,8 +104,8 @@ def preflight(experiment: Experiment, splits: Any) -> list[str]:
             named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
             raise ValueError(
                 f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
-                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or train "
-                "its head first (--teacher-epochs)"
+                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or "
+                "train its head first (--teacher-epochs)"
             )
     built(
         "student",
@@ -166,8 +166,7 @@ def push(who: str, network: Any, batch: Any) -> Any:
         words = getattr(batch.inputs, "dtype", None) == torch.int64
         remedy = "give shorter blocks (length)" if words else "set image_size or channels"
         raise ValueError(
-            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another "
-            "model"
+            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another model"
         ) from error
 
 

@@ -38,7 +38,7 @@ def learn_actively(
     strategy: PoolQuery,
     X: Any,
     oracle: Oracle,
-    initial: Sequence[int],
+    initial: Sequence[int] | np.ndarray[Any, Any],
     *,
     rounds: int,
     batch_size: int,

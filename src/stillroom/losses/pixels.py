@@ -107,7 +107,8 @@ def hard_positions(
     """Positions whose true class has a probability of at most the threshold.
 
     With `min_kept` above 0 the threshold rises to the `min_kept`-th smallest probability of the batch (positions
-    without a label count as 1), so that at least so many are hard; above the number of positions, all that have a label are.
+    without a label count as 1), so that at least so many are hard; above the number of positions, all that have a label
+    are.
 
     Args:
         logits: `(N, C, h, w)`, resized to the labels.

@@ -83,8 +83,10 @@ class SearchableResNet(nn.Module):
 
     def convolutions(self) -> list[SearchedConvolution]:
         """The convolutions that have a row of `width_logits`, in its order."""
-        inner = [layer for block in self.blocks for layer in (block.conv1, block.conv2)]
-        return [self.stem, *inner]
+        found = [self.stem]
+        for block in self.blocks:
+            found += [block.conv1, block.conv2]  # type: ignore[list-item]
+        return found
 
     def architecture(self) -> list[nn.Parameter]:
         """The logits of the architecture."""

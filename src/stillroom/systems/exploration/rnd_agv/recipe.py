@@ -131,7 +131,8 @@ def run_arm(
 def success(model: PPO | None, venv: AGVVecEnv, *, episodes: int, seed: int = 0) -> float:
     """Share of episodes that end at the goal, under a policy's own randomness (None: uniformly random actions)."""
     random = np.random.default_rng(seed)
-    states, ended = venv.reset(), []
+    states = venv.reset()
+    ended: list[bool] = []
     while len(ended) < episodes:
         if model is None:
             actions = random.uniform(-1, 1, (venv.num_envs, 2))
@@ -174,7 +175,7 @@ def recipe(
         strength: weight of the bonus.
         n_steps: decisions per copy between two updates.
     """
-    common = {
+    common: dict[str, Any] = {
         "scene": scene, "steps": steps, "copies": copies, "max_steps": max_steps, "observe_goal": observe_goal,
         "strength": strength, "n_steps": n_steps,
     }  # fmt: skip
