@@ -25,6 +25,11 @@ TEXT_KEYS = ("text", "content")
 PROMPT_KEYS = ("prompt", "instruction", "question")
 RESPONSE_KEYS = ("response", "completion", "output", "answer")
 TEST_SHARE = 0.1  # of text that comes in one piece
+BY_HAND = {
+    "gsm8k": "train.jsonl and test.jsonl with question and answer (github.com/openai/grade-school-math), or name it "
+    "hf:openai/gsm8k:main to have it downloaded"
+}
+"""Text that recipes ask for by name -> what must lie in the folder of that name."""
 MANY = 20  # so many texts (or any number of answers) are held out as wholes; of fewer texts, the end of each is
 
 Passages = dict[str, list[Passage]]
@@ -148,6 +153,11 @@ def _place(spec: str | Path) -> Path:
             return place
         if place.exists():
             raise ValueError(f"{place} is no file of text: expected one that ends in {', '.join(SUFFIXES)}")
+    if str(spec) in BY_HAND:
+        raise FileNotFoundError(
+            f"{str(spec)!r} is not in {str(folder) if folder else 'the folder that STILLROOM_DATA names'}: put there, "
+            f"into a folder of that name, {BY_HAND[str(spec)]}"
+        )
     raise FileNotFoundError(f"there is no text {str(spec)!r}: give a file, a folder, documentation or hf:OWNER/NAME")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -493,3 +495,21 @@ def test_the_papers_settings_in_small():
     plan = paper()
     assert plan.training.optimizer.lr == 5e-4
     assert plan.training.epochs == 20
+
+
+def test_real_data_that_are_absent_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("STILLROOM_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"'gsm8k' is not in {tmp_path}: .*train.jsonl and test.jsonl"):
+        recipe("gsm8k", length=48).tiny().run(seeds=(0,), progress=False)
+
+
+@pytest.mark.skipif("STILLROOM_DATA" not in os.environ, reason="needs STILLROOM_DATA")
+def test_the_recipe_on_worded_sums_in_small(monkeypatch, tmp_path):
+    real = Path(os.environ["STILLROOM_DATA"], "gsm8k")
+    for part in ("train", "test"):
+        lines = (real / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+        (tmp_path / "gsm8k").mkdir(exist_ok=True)
+        (tmp_path / "gsm8k" / f"{part}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setenv("STILLROOM_DATA", str(tmp_path))
+    results = recipe("gsm8k", length=48, prompt_length=1, max_new_tokens=8).tiny().run(seeds=(0,), progress=False)
+    assert results["arms"]["full"]["metrics"]["cross_entropy"][0] > 1
