@@ -237,21 +237,26 @@ def recipe(
     images: int = 40,
     epochs: float = 3,
     batch_size: int = 1,
-    lr: float = 3e-3,
+    lr: float = 1e-3,
     test_size: int = 200,
     confident: float = 0.5,
     foreground: float = 0.6,
-    scale: float = 1.0,
+    scale: float = 3.0,
 ) -> Experiment:
     """Does a detector that moves to another light find more small digits when it learns from what it is unsure of?
 
     A small Faster R-CNN is trained on bright digits, then adapted to unlabelled scenes of lower contrast, blurred and
     noisier, in which every other digit is much smaller. Recall of those is taken at a precision of one half.
 
-    Settings were chosen on seeds 100 and 101, learning rate and confident score for the mean teacher and LPLD alike.
-    The small detector is less sure of its classes than a large one and its features move less, so the scores are lower
-    and the scale is ten times larger than in the paper; erased patches are smaller, as the scenes are. The lower
-    threshold (by 0.2) asks whether bolder boxes alone do the same.
+    Settings were chosen on other seeds: the confident score by both mean teacher and LPLD (100 and 101), the learning
+    rate by the mean teacher alone (100 to 102), the scale by LPLD (100 and 101, where it found more small digits than
+    the mean teacher). The small detector is less sure of its classes than a large one and its features move less, so
+    the scores are lower and the scale is thirty times larger than in the paper; erased patches are smaller, as the
+    scenes are. The lower threshold (by 0.2) asks whether bolder boxes alone do the same.
+
+    What was seen on the reported seeds: the gain did not come back. LPLD finds fewer small digits than bolder boxes do,
+    and not more than the mean teacher; uncertain proposals are there in four of ten images only, and a fifth of them
+    lie on digits. Without the weights they ruin the detector.
 
     Args:
         detector: an embedded detector.
