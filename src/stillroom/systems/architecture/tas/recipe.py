@@ -212,6 +212,7 @@ def recipe(
     batch_size: int = 64,
     train_size: int | None = None,
     test_size: int | None = None,
+    image_size: int | None = None,
 ) -> Experiment:
     """Does a search meet its cost target, and is what it finds better than chance and than the same share everywhere?
 
@@ -232,11 +233,14 @@ def recipe(
         batch_size: samples per step.
         train_size: training samples; None for all.
         test_size: reported samples; None for all.
+        image_size: side that images are brought to; None for their own.
     """
     sgd = Optim("sgd", lr=0.1, momentum=0.9, weight_decay=5e-4)
     training = Training(epochs=epochs, batch_size=batch_size, optimizer=sgd)
     setting = Setting(
-        Classification(data, train_size=train_size, test_size=test_size, validation_share=0.0),
+        Classification(
+            data, train_size=train_size, test_size=test_size, image_size=image_size, validation_share=0.0
+        ),
         tuple(widths), blocks, target, 0.05, labelled,
         training.change(epochs=search_epochs), training, training.change(epochs=teacher_epochs),
         replace(ARCHITECTURE_OPTIM, lr=1e-2),
