@@ -39,4 +39,15 @@ SYSTEMS: tuple[System, ...] = (
         gives="a student",
         methods=(("pld", "PLD"),),
     ),
+    System(
+        slug="bd-kd",
+        title="BD-KD: Balancing the Divergences for Online Knowledge Distillation",
+        arxiv="2212.12965",
+        year=2022,
+        kind="classification",
+        module="stillroom.systems.classification.bd_kd",
+        needs="labels, a second network to train beside the student",
+        gives="a student",
+        methods=(("bd-kd", "BDKD"),),
+    ),
 )
