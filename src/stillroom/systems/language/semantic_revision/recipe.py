@@ -65,8 +65,8 @@ def recipe(
     On the reported seeds a repaired text is likelier to the teacher than the text as written, but a token replaced
     anywhere helps as much, and what follows the edit does not become likelier (perhaps because a right beginning makes
     the teacher surer of what should follow). Everything together comes nearer to the teacher than labels alone, and
-    less near than the plain forward KL; what it writes is less likely to the teacher than with either (perhaps because a
-    KL over the clipped vocabulary leaves the tail free). No gain from the repair was shown in training.
+    less near than the plain forward KL; what it writes is less likely to the teacher than with either (perhaps because
+    a KL over the clipped vocabulary leaves the tail free). No gain from the repair was shown in training.
 
     Args:
         data: "documentation" (Python's own, by topics), "gsm8k" (worded sums with answers, from the folder that
