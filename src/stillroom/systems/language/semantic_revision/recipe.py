@@ -68,6 +68,11 @@ def recipe(
     less near than the plain forward KL; what it writes is less likely to the teacher than with either (perhaps because
     a KL over the clipped vocabulary leaves the tail free). No gain from the repair was shown in training.
 
+    Worded sums take about five minutes on a core: `--data gsm8k --length 256 --prompt-length 1 --max-new-tokens 48
+    --test-size 150 --prompts 64 --batch-size 4 --teacher-steps 600 --first-steps 250 --steps 60 --lr 0.002` (the last 128
+    characters of a question and the first of its answer). There the picture of learning is the same, the teacher is
+    0.18 nats ahead, and nothing was shown of the repair.
+
     Args:
         data: "documentation" (Python's own, by topics), "gsm8k" (worded sums with answers, from the folder that
             STILLROOM_DATA names), or other text: see `stillroom.data.passages.load_text`.
