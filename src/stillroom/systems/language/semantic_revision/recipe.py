@@ -69,8 +69,8 @@ def recipe(
     a KL over the clipped vocabulary leaves the tail free). No gain from the repair was shown in training.
 
     Worded sums take about five minutes on a core: `--data gsm8k --length 256 --prompt-length 1 --max-new-tokens 48
-    --test-size 150 --prompts 64 --batch-size 4 --teacher-steps 600 --first-steps 250 --steps 60 --lr 0.002` (the last 128
-    characters of a question and the first of its answer). There the picture of learning is the same, the teacher is
+    --test-size 150 --prompts 64 --batch-size 4 --teacher-steps 600 --first-steps 250 --steps 60 --lr 0.002` (the last
+    128 characters of a question and the first of its answer). There the picture of learning is the same, the teacher is
     0.18 nats ahead, and nothing was shown of the repair.
 
     Args:
