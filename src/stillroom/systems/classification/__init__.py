@@ -50,4 +50,15 @@ SYSTEMS: tuple[System, ...] = (
         gives="a student",
         methods=(("bd-kd", "BDKD"),),
     ),
+    System(
+        slug="mix-kd",
+        title="Understanding the Role of Mixup in Knowledge Distillation: An Empirical Study",
+        arxiv="2211.03946",
+        year=2022,
+        kind="classification",
+        module="stillroom.systems.classification.mix_kd",
+        needs="teacher, labels",
+        gives="a student",
+        methods=(("mix-kd", "MixKD"), ("mixup-kd", "MixupKD")),
+    ),
 )
