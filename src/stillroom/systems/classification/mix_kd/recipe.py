@@ -226,8 +226,8 @@ def recipe(
     beforehand, without a search. What was seen: mixup makes a teacher much smoother in every seed; the low temperature
     gains less, not more, with such a teacher at the common rate, and nothing is to be told apart once rates are chosen;
     partial mixup without a temperature beats distillation with full mixup in accuracy, and is far from it in nll, since
-    divided logits bound the confidence. Plain distillation at temperature 4 stays below the student alone here, so it is
-    a weak baseline: no difference in accuracy is shown between partial mixup and the student alone.
+    divided logits bound the confidence. Plain distillation at temperature 4 stays below the student alone here, so it
+    is a weak baseline: no difference in accuracy is shown between partial mixup and the student alone.
 
     Args:
         data: a classification data set.
