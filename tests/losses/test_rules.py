@@ -45,6 +45,8 @@ BETWEEN_NETWORKS = {
     "span_correlation_loss": (lambda s, t, **o: losses.span_correlation_loss(s, t, SPANS, **o), SEQUENCES),
     "tckd_loss": (lambda s, t, **o: losses.tckd_loss(s, t, LABELS, **o), LOGITS),
     "token_kl": (losses.token_kl, SEQUENCES),
+    "two_way_kd_loss": (losses.two_way_kd_loss, LOGITS),
+    "unit_deviation_kd_loss": (losses.unit_deviation_kd_loss, LOGITS),
 }
 ONE_SIDED = {
     "binary_cross_entropy": (lambda s, **o: losses.binary_cross_entropy(s, torch.ones(LOGITS), **o), LOGITS),
@@ -67,6 +69,7 @@ ONE_SIDED = {
         lambda s, **o: losses.pairwise_soft_target_loss(s, fixed(s), temperature=1.0, **o),
         (12,),
     ),
+    "soft_cross_entropy": (lambda s, **o: losses.soft_cross_entropy(s, fixed(s).softmax(1), **o), LOGITS),
     "plackett_luce_loss": (
         lambda s, **o: losses.plackett_luce_loss(s, torch.arange(5).expand(LOGITS), torch.full(LOGITS, 0.2), **o),
         LOGITS,
@@ -94,9 +97,9 @@ def test_the_tables_hold_every_loss():
     others |= {"all_pairs_kd_loss", "balance_cv_loss", "balance_kl_loss", "region_box_loss", "routed_kd_loss"}
     others |= {"selected_pixel_loss", "subspace_uniformity_loss", "weighted_pixel_loss"}  # of more than rows of samples
     others |= {"clipping_mask", "complementary_labels", "hard_positions", "head_agreement", "lpld_weights"}  # no losses
-    others |= {"mass_coordinates", "resize_logits"}
+    others |= {"mass_coordinates", "resize_logits", "balance_weights", "entropy_gap", "unit_deviation_logits"}
     assert set(ALL) | others | {"standardize_logits", "teacher_optimal_permutation"} == set(losses.__all__)
-    assert len(ALL) == 38
+    assert len(ALL) == 42
 
 
 @pytest.mark.parametrize("name", ALL)
