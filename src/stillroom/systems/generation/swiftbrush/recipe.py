@@ -199,8 +199,10 @@ def trained(
     training = Training(
         steps=settings.steps,
         batch_size=settings.batch_size,
-        optimizer=Optim("adam", lr=settings.student_lr, betas=BETAS, warmup=settings.warmup, clip=1.0),
-        players={"lora": Optim("adam", lr=settings.second_lr, betas=BETAS, clip=1.0)},
+        optimizer=Optim(
+            "adam", lr=settings.student_lr, betas=BETAS, schedule="constant", warmup=settings.warmup, clip=1.0
+        ),
+        players={"lora": Optim("adam", lr=settings.second_lr, betas=BETAS, schedule="constant", clip=1.0)},
     )
     prompts = TensorSamples(torch.arange(max(classes * 100, settings.batch_size)) % classes)
     context.extra["steps"] = settings.steps
@@ -235,12 +237,11 @@ def recipe(
     test_size: int | None = None,
     image_size: int | None = None,
     width: int = 128,
-    teacher_steps: int = 4000,
-    steps: int = 1500,
+    teacher_steps: int = 3000,
+    steps: int = 2000,
     batch_size: int = 128,
     guidance_scale: float = 1.5,
-    student_lr: float = 1e-4,
-    sds_lr: float = 1e-4,
+    student_lr: float = 2e-4,
     second_lr: float = 2e-3,
     warmup: float = 0.15,
     rank: int = 16,
@@ -248,6 +249,11 @@ def recipe(
     samples: int = 2000,
 ) -> Experiment:
     """Does a second teacher that follows the student keep its samples near the data, and varied?
+
+    Settings were explored on seeds 100 and 101 (the two rates, guidance, steps, rank, a full copy instead of the
+    adapter). Over the reported seeds the one-step student keeps half of the data's variance and covers most of it where
+    score distillation sampling collapses, but its Frechet distance falls by a fifth of the untrained student's, not by
+    half: at the step it starts from, these small teachers are good already.
 
     Args:
         data: a data set of small images with classes, seen as vectors in [-1, 1]; a class number is a prompt.
@@ -259,8 +265,7 @@ def recipe(
         steps: alternations of every one-step student.
         batch_size: prompts per alternation.
         guidance_scale: g of both teachers, and of the teacher's own sampling.
-        student_lr: of SwiftBrush's student.
-        sds_lr: of the student of score distillation sampling.
+        student_lr: of the one-step students, SwiftBrush's and that of score distillation sampling.
         second_lr: of the second teacher.
         warmup: part of all alternations in which the students' rates rise.
         rank: of the adapter, which goes on every linear layer: these networks have no attention.
@@ -285,14 +290,13 @@ def recipe(
     adapter = partial(lora_copy_of_linears, rank=rank, alpha=rank * 108 / 64)
     swiftbrush = partial(SwiftBrush, second_teacher=adapter, ema_decay=ema_decay)
     untracked = partial(UntrackedSwiftBrush, second_teacher=adapter, ema_decay=ema_decay)
-    sds = partial(trained, settings=replace(settings, student_lr=sds_lr), method=partial(SDS, ema_decay=ema_decay))
     return Experiment(
         task=Generation(data),
         arms={
             "untrained": partial(sampled, settings=settings, steps=0),
             "ddim-1": partial(sampled, settings=settings, steps=1),
             "ddim-50": partial(sampled, settings=settings, steps=50),
-            "sds": sds,
+            "sds": partial(trained, settings=settings, method=partial(SDS, ema_decay=ema_decay)),
             "swiftbrush": partial(trained, settings=settings, method=swiftbrush),
             "untracked": partial(trained, settings=settings, method=untracked),  # control: the adapter's rate is 0
         },
