@@ -47,7 +47,7 @@ def head_agreement(
     Raises:
         ValueError: shapes disagree, or another direction.
 
-    Source: Sun et al. 2024, arXiv:2407.03719, teacher-full evaluated relative difficulty.
+    Source: Liang et al. 2024, arXiv:2407.03719, teacher-full evaluated relative difficulty.
     """
     check_same_shape(primary_logits=primary_logits, auxiliary_logits=auxiliary_logits)
     if direction not in ("auxiliary||primary", "primary||auxiliary"):
@@ -87,7 +87,7 @@ def weighted_pixel_loss(
     Raises:
         ValueError: shapes disagree, or labels out of range.
 
-    Source: Sun et al. 2024, arXiv:2407.03719 (TFE), with the reduction of the authors' code.
+    Source: Liang et al. 2024, arXiv:2407.03719 (TFE), with the reduction of the authors' code.
     """
     if weights.shape != labels.shape:
         raise ValueError(f"weights must have the labels' shape {tuple(labels.shape)}, given {tuple(weights.shape)}")
@@ -123,7 +123,7 @@ def hard_positions(
     Raises:
         ValueError: a threshold outside [0, 1], a negative `min_kept`, or shapes that disagree.
 
-    Source: Sun et al. 2024, arXiv:2407.03719 (TSE); Shrivastava et al. 2016, arXiv:1604.03540.
+    Source: Liang et al. 2024, arXiv:2407.03719 (TSE); Shrivastava et al. 2016, arXiv:1604.03540.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability in [0, 1], given {threshold}")
@@ -170,7 +170,7 @@ def selected_pixel_loss(
     Raises:
         ValueError: shapes disagree, or not one weight per class.
 
-    Source: Sun et al. 2024, arXiv:2407.03719 (TSE), with the reduction of the authors' code.
+    Source: Liang et al. 2024, arXiv:2407.03719 (TSE), with the reduction of the authors' code.
     """
     if class_weights is not None and class_weights.shape != (logits.shape[1],):
         raise ValueError(
