@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stillroom.blocks.pruning import guided_edge_importance, surviving
     from stillroom.blocks.queue import FeatureQueue, gathered
     from stillroom.blocks.router import Router, random_picks, routing_shares, top_picks
+    from stillroom.blocks.scores import SampleScores
     from stillroom.blocks.segmenter import FCN
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, last_hidden_layers, matched_taps
@@ -70,6 +71,7 @@ _EXPORTS = {
     "CausalTransformer": "causal",
     "EMA": "ema",
     "FCN": "segmenter",
+    "SampleScores": "scores",
     "FeatureQueue": "queue",
     "FixedNodes": "propagation",
     "FrequencySampler": "frequencies",
@@ -142,6 +144,7 @@ __all__ = [
     "Provider",
     "Regions",
     "Router",
+    "SampleScores",
     "Sees",
     "Taps",
     "Tempered",
