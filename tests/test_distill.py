@@ -193,6 +193,12 @@ def test_compare_makes_a_leaderboard(tmp_path):
     assert set(results["arms"]) == {"teacher", "alone", "kd", "dkd", "pld"}
     assert set(results["differences"]) == {"kd", "dkd", "pld"}
     assert (tmp_path / "run/report.html").exists()
+    costs = results["step_costs"]
+    assert set(costs) == {"alone", "kd", "dkd", "pld"}
+    assert costs["alone"]["ratio"] == 1.0
+    assert all(cost["seconds"] > 0 for cost in costs.values())
+    assert costs["kd"]["memory_bytes"] > costs["alone"]["memory_bytes"] > 0  # the teacher's activations
+    assert "What a training step costs" in (tmp_path / "run/report.html").read_text()
 
 
 @pytest.mark.parametrize(

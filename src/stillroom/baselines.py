@@ -85,7 +85,7 @@ class KD(Method):
         ['distill', 'label']
     """
 
-    needs = Needs(labels="some", tasks=EVERY_TASK)
+    needs = Needs(labels="some", full_logits=False, tasks=EVERY_TASK)
     zero_at_teacher = ("distill",)
 
     def __init__(

@@ -97,6 +97,9 @@ def distill(
     accumulate: int = 1,
     ema_decay: float | None = None,
     augment: str | None = None,
+    views: int | None = None,
+    cache_teacher: str | None = None,
+    cache_folder: str | Path | None = None,
     precision: Literal["no", "bf16", "fp16"] = "no",
     keep: Literal["best", "last"] = "best",
     budget: Literal["steps", "time"] = "steps",
@@ -152,6 +155,11 @@ def distill(
         accumulate: parts a batch is cut into to save memory.
         ema_decay: ship an average of the weights with this decay per step.
         augment: none, shift, crop_flip, resized_crop_flip or flip_transpose; the data's own when not given.
+        views: how many augmented views of each sample there are, the same for every arm and seed; drawn anew at every
+            step when not given (with a cached teacher one per epoch, ten at most).
+        cache_teacher: ask the teacher once per sample and view, and keep its answers on disk for this and later runs:
+            float32, float16, or top-K (as top-32) with the mass of the other classes. The largest error is reported.
+        cache_folder: where they are kept (~/.cache/stillroom/answers when not given).
         precision: no (float32), bf16 or fp16.
         keep: best on the held-out part, or last.
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.

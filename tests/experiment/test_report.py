@@ -65,6 +65,18 @@ def test_what_was_not_measured_is_left_out(absent, heading):
     ]
 
 
+def test_what_steps_cost_is_listed_as_the_arms_are():
+    costs = {
+        "alone": {"seconds": 0.01, "ratio": 1.0, "memory_bytes": 2_000_000},
+        "pld": {"seconds": 0.0252, "ratio": 2.5, "memory_bytes": 30_000_000},
+    }
+    page = page_of(distilled(step_costs=costs))
+    assert "What a training step costs" in page.headings()
+    cells = [(found.get("data-label"), text) for found, text in page.all("td")]
+    assert [text for label, text in cells if label == "Time per step"] == ["25.2 ms", "10 ms"]
+    assert [text for label, text in cells if label == "Times alone"] == ["2.50", "1.00"]
+
+
 def test_a_minimal_report_has_what_there_is():
     page = page_of(MINIMAL)
     assert page.headings() == ["Results", "Every seed", "Difference to alone"]

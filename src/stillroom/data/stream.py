@@ -17,6 +17,7 @@ from stillroom.data.samples import Samples
 
 T = TypeVar("T")
 ORDER, POOL_ORDER, AUGMENT, DRAW, POOL_DRAW = 1, 2, 3, 4, 5  # what a seed's random numbers are for
+VIEW = 6  # with AUGMENT, DRAW or POOL_DRAW and the view's number: random numbers that are the same for every seed
 
 
 class Stream:
@@ -40,6 +41,8 @@ class Stream:
         world: how many processes share a global batch.
         workers: threads that read ahead in `batches`, for samples that are not in memory. They ask the data set for
             different rows at the same time: leave it at 0 for a data set that cannot stand that.
+        views: how many augmented views there are of each sample, the same ones for every seed; epoch e shows view
+            `e % views`, and batches carry its number in the field `view` `(N,)`. None draws anew at every step.
 
     Raises:
         ValueError: no samples, a number out of range, a batch that cannot be shared evenly, a pool of other inputs.
@@ -57,6 +60,7 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        views: int | None = None,
     ) -> None:
         if not len(samples):
             raise ValueError("there are 0 samples to train on: give at least one")
@@ -66,6 +70,8 @@ class Stream:
             raise ValueError(f"seed must be a whole number of 0 or more, given {seed}")
         if unlabelled_batch < 0 or workers < 0:
             raise ValueError(f"unlabelled_batch and workers must be 0 or more, given {unlabelled_batch} and {workers}")
+        if views is not None and views < 1:
+            raise ValueError(f"views must be 1 or more, given {views}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in [0, world), given rank {rank} of world {world}")
         if unlabelled_batch and (unlabelled is None or not len(unlabelled)):
@@ -88,7 +94,10 @@ class Stream:
                 )
             if bool(torch.isin(pool.index, samples.index).any()):
                 self._offset = samples.population
+        drawn = samples.draws or (pool is not None and pool.draws) or (augment is not None and draws_of(augment))
+        self.views = views if drawn or views is None else 1  # without chance all views are one
         self._orders: dict[int, tuple[int, Tensor]] = {}
+        self._of_view: dict[int, tuple[int, Tensor]] = {}
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch."""
@@ -104,17 +113,70 @@ class Stream:
             raise ValueError(f"step must be 0 or more, given {step}")
         mine = slice(self.rank, None, self.world)
         rows = self._rows(ORDER, step, len(self.samples), self.batch_size)
-        batch = self.samples.batch(rows[mine], self._drawn(self.samples, DRAW, step, self.batch_size))
+        pool_rows = None
         if self.pool is not None:
-            pool_rows = self._rows(POOL_ORDER, step, len(self.pool), self.pool_batch)
-            drawn = self._drawn(self.pool, POOL_DRAW, step, self.pool_batch)
-            batch = follow(batch, self.pool.batch(pool_rows[mine], drawn), self._offset)
+            pool_rows = self._rows(POOL_ORDER, step, len(self.pool), self.pool_batch)[mine]
+        if self.views is not None:
+            return self._view(step // len(self) % self.views, rows[mine], pool_rows)
+        batch = self._read(rows[mine], self._drawn(self.samples, DRAW, step, self.batch_size), pool_rows, step)
         if self.augment is None:
             return batch
         uniform = torch.rand(
             self.batch_size + self.pool_batch, draws_of(self.augment), generator=generator(self.seed, AUGMENT, step)
         )
         return self.augment(batch, uniform[mine])
+
+    def _read(self, rows: Tensor, drawn: Tensor | None, pool_rows: Tensor | None, step: int) -> Batch:
+        batch = self.samples.batch(rows, drawn)
+        if self.pool is None or pool_rows is None:
+            return batch
+        drawn = self._drawn(self.pool, POOL_DRAW, step, self.pool_batch)
+        return follow(batch, self.pool.batch(pool_rows, drawn), self._offset)
+
+    def view_batches(self, view: int, batch_size: int = 256) -> Iterator[Batch]:
+        """Yield every sample once as one view shows it, in order, the pool after the labelled ones.
+
+        Args:
+            view: its number, in [0, views).
+            batch_size: rows of a batch, 1 or more.
+
+        Raises:
+            ValueError: the stream has no views, or not that one.
+        """
+        if self.views is None or not 0 <= view < self.views:
+            raise ValueError(f"view must lie in [0, {self.views}), given {view}: make the stream with views=")
+        size = min(batch_size, self.samples.largest_batch or batch_size)
+        nothing = torch.empty(0, dtype=torch.int64)
+        for rows in torch.arange(len(self.samples)).split(size):
+            yield self._view(view, rows, None)
+        if self.pool is not None:
+            for rows in torch.arange(len(self.pool)).split(size):
+                yield self._view(view, nothing, rows)
+
+    def _view(self, view: int, rows: Tensor, pool_rows: Tensor | None) -> Batch:
+        """Some rows and rows of the pool as one view shows them."""
+
+        def uniform(purpose: int, samples: Samples, draws: int, chosen: Tensor) -> Tensor | None:
+            return self._view_numbers(purpose, view, len(samples), draws)[chosen] if draws else None
+
+        batch = self.samples.batch(rows, uniform(DRAW, self.samples, self.samples.draws, rows))
+        draws = 0 if self.augment is None else draws_of(self.augment)
+        numbers = [uniform(AUGMENT, self.samples, draws, rows)]
+        if self.pool is not None and pool_rows is not None:
+            pool = self.pool.batch(pool_rows, uniform(POOL_DRAW, self.pool, self.pool.draws, pool_rows))
+            batch = follow(batch, pool, self._offset)
+            numbers.append(uniform(AUGMENT + VIEW, self.pool, draws, pool_rows))
+        if self.augment is not None:
+            known = [one for one in numbers if one is not None]
+            batch = self.augment(batch, torch.cat(known) if known else torch.empty(len(batch), 0))
+        return batch.replace(view=torch.full((len(batch),), view))
+
+    def _view_numbers(self, purpose: int, view: int, length: int, draws: int) -> Tensor:
+        kept = self._of_view.get(purpose)
+        if kept is None or kept[0] != view:
+            kept = (view, torch.rand(length, draws, generator=generator(VIEW, purpose, view)))
+            self._of_view[purpose] = kept
+        return kept[1]
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Yield the batches of steps start, start + 1, ..., stop - 1; without end for None."""

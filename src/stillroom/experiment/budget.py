@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +76,26 @@ def seconds_per_step(
     rounds: int = 3,
     threads: int | None = None,
 ) -> dict[str, float]:
-    """Measure what a training step of each arm costs, arms interleaved so that they share the machine's moods.
+    """Measure what a training step of each arm costs; see `step_times`.
+
+    Returns:
+        Arm -> median seconds per step.
+    """
+    times = step_times(arms, experiment, seed, teacher, device, rounds=rounds, threads=threads)
+    return {name: median(seconds) for name, seconds in times.items()}
+
+
+def step_times(
+    arms: Mapping[str, Any],
+    experiment: Experiment,
+    seed: int,
+    teacher: Any,
+    device: str | None,
+    *,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> dict[str, list[float]]:
+    """Time training steps, arms interleaved so that they share the machine's moods.
 
     A short training is taken from a longer one, so that what happens once (the first step's checks, the optimizer's
     memory, the logged steps) does not count.
@@ -90,10 +110,8 @@ def seconds_per_step(
         threads: as many as the real run's processes have; None for as many as there are.
 
     Returns:
-        Arm -> median seconds per step.
+        Arm -> seconds per step, one for each round.
     """
-    from statistics import median
-
     from stillroom.fit import fit
 
     splits = load_splits(experiment.task, seed)
@@ -116,4 +134,81 @@ def seconds_per_step(
                     taken[name].append(max(many - few, 0.1 * many) / 10)
     finally:
         torch.set_num_threads(before)
-    return {name: median(seconds) for name, seconds in taken.items()}
+    return taken
+
+
+def step_memory(arm: Any, experiment: Experiment, seed: int, teacher: Any, device: str | None) -> int:
+    """Measure the most memory that training an arm holds at once, in bytes.
+
+    Counted is what is allocated from building the method to its third step: the student, the method's own networks and
+    memories, gradients, the optimizer's state, activations of student and teacher. Data and the teacher's weights are
+    there before and do not count.
+
+    Args:
+        arm: a training arm.
+        experiment: whose training options count.
+        seed: of data and student.
+        teacher: frozen.
+        device: None for the machine's own choice.
+    """
+    from stillroom.fit import fit
+
+    splits = load_splits(experiment.task, seed)
+    bare = replace(splits, validation=None)
+    training = experiment.training.change(steps=3, evaluate_every=10**9)
+
+    def train() -> None:
+        method = arm.build(seed, splits, teacher)
+        fit(method, bare, training, task=experiment.task, device=device, progress=False, check_teacher=False)
+
+    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train()
+    held = most = 0
+    events = profiler.profiler.kineto_results.events() if profiler.profiler is not None else []
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda one: one.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return int(most)
+
+
+def step_costs(
+    arms: Mapping[str, Any],
+    experiment: Experiment,
+    seed: int,
+    teacher: Any,
+    device: str | None,
+    *,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measure what a training step of each arm costs in time and memory.
+
+    Args:
+        arms: training arms by name.
+        experiment: whose training options and baseline count.
+        seed: of data and students.
+        teacher: frozen.
+        device: None for the machine's own choice.
+        rounds: how often each arm is timed.
+        threads: as many as the real run's processes have; None for as many as there are.
+
+    Returns:
+        Arm -> "seconds" (the median), "ratio" to the baseline arm (the median over rounds; None without one) and
+        "memory_bytes" (see `step_memory`).
+    """
+    times = step_times(arms, experiment, seed, teacher, device, rounds=rounds, threads=threads)
+    base = times.get(experiment.baseline)
+    return {
+        name: {
+            "seconds": median(seconds),
+            "ratio": None if base is None else median(a / b for a, b in zip(seconds, base, strict=True)),
+            "memory_bytes": step_memory(arms[name], experiment, seed, teacher, device),
+        }
+        for name, seconds in times.items()
+    }

@@ -124,6 +124,7 @@ def render_report(results: Mapping[str, Any]) -> str:
         sections.differences(findings),
         sections.learning(findings),
         sections.costs(findings),
+        sections.step_costs(findings),
         sections.agreement(findings),
         sections.notes(findings),
         sections.repeat(findings),

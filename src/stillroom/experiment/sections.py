@@ -268,6 +268,28 @@ def costs(findings: Findings) -> Html | None:
     return _section("What the student costs" if "student" in given else "Costs", table, _small(how) if timed else None)
 
 
+def step_costs(findings: Findings) -> Html | None:
+    """What a training step of each arm costs."""
+    given: Mapping[str, Mapping[str, Any]] = findings.raw.get("step_costs") or {}
+    rows: list[list[Child]] = [
+        [
+            arm.name,
+            milliseconds(1000 * given[arm.name]["seconds"]),
+            DASH if given[arm.name]["ratio"] is None else f"{given[arm.name]['ratio']:.2f}",
+            size(given[arm.name]["memory_bytes"]),
+        ]
+        for arm in findings.listed
+        if arm.name in given
+    ]
+    if not rows:
+        return None
+    head = ["Arm", "Time per step", f"Times {reference(findings)}", "Peak memory"]
+    how = (
+        "Medians of interleaved runs. Memory is the most that training holds at once, without data and teacher weights."
+    )
+    return _section("What a training step costs", _table(head, rows, label="Step costs", kind="plain"), _small(how))
+
+
 def agreement(findings: Findings) -> Html | None:
     """How far the arms say what the teacher says."""
     given: Mapping[str, Mapping[str, Any]] = findings.raw.get("agreement") or {}

@@ -1,0 +1,13 @@
+"""A teacher that is asked once: its answers are kept on disk."""
+
+from stillroom.teacher_cache.cache import (
+    CachedOnDisk,
+    CacheOptions,
+    cache_of,
+    check_cacheable,
+    classes_kept,
+    notes_of,
+    told,
+)
+
+__all__ = ["CacheOptions", "CachedOnDisk", "cache_of", "check_cacheable", "classes_kept", "notes_of", "told"]
