@@ -45,7 +45,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     options = defaults | given
     method = options["method"]
     experiment = experiment_of([(method, options["method_options"] or {})], options)
-    options = with_defaults(options)
+    options = with_defaults(options, teacher=experiment.teacher is not None)
     seeds, jobs = seeds_of(options), jobs_of(options)
     splits = load_splits(experiment.task, seeds[0])
     said = preflight(experiment, splits)
@@ -124,7 +124,7 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         *found["notes"],
         f"data: {data['name']}, {data['train']} training {data['sample']}s of {tuple(data['shape'])}, "
         f"{data['test']} to report",
-        f"teacher: {found['teacher']}",
+        f"teacher: {found['teacher'] or 'none'}",
         f"student: {found['student']}",
         f"losses of the first batch: {terms}",
         f"forecast: {found['runs']} runs of {found['steps']} steps{before}, about {took} in all with {processes} and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from stillroom.blocks.frozen import Frozen
 from stillroom.blocks.taps import unwrapped
 from stillroom.data.batch import Batch
+from stillroom.data.stream import Stream
+
+if TYPE_CHECKING:
+    from stillroom.training import Optim
 
 
 class Losses(Mapping[str, Tensor]):
@@ -77,8 +81,10 @@ class Needs:
         labels: "every" row of a batch, "some" rows (the others may be unlabelled), or "none".
         index: whether `batch.index` must number the samples of one fixed data set.
         teacher: whether there is a teacher at all.
+        takes_teacher: whether one can be given; where not, a comparison with methods that have one gives it none.
         features: whether it reads activations inside teacher and student, not only their outputs.
-        full_logits: whether a cache that keeps only the top classes would change the loss.
+        full_logits: whether it needs the logit of every class, so that a cache that keeps the top ones and the mass of
+            the rest will not do.
         teacher_at: "any" inputs may be answered by a cache; "own" when the method asks its teacher about inputs that
             it makes itself (mixtures, crops), so that no cache can answer.
         min_classes: the fewest classes it is defined for.
@@ -91,6 +97,7 @@ class Needs:
     labels: Literal["every", "some", "none"] = "every"
     index: bool = False
     teacher: bool = True
+    takes_teacher: bool = True
     features: bool = False
     full_logits: bool = True
     teacher_at: Literal["any", "own"] = "any"
@@ -125,11 +132,15 @@ class Stage:
         players: whose turns are taken; None for all of them.
         terms: which loss terms count; None for all of them.
         share: the part of all steps that this stage takes, relative to the other stages' shares.
-        data: "train" draws labelled samples (and a pool beside them), "unlabelled" draws from the pool alone.
+        data: "train" draws labelled samples (and a pool beside them), "unlabelled" draws from the pool alone,
+            "train-alone" from the training samples without the pool, and "merged" from both as from one set without
+            any label.
         frozen: names of the method's submodules that stand still in this stage: in eval mode, without gradients of
             their own (gradients still flow through them).
         fresh_optimizers: begin with new optimizers, whose schedules run over this stage alone; otherwise every player
             goes on with the one it has.
+        lr_factor: what the learning rates of this stage are multiplied by, above 0, unless the training names an
+            optimizer for the stage.
         best_by: the number on the held-out part by which the stage's best weights are chosen; they are restored when
             it ends. A metric of the task, or a loss term or "total" (see `Method.measure_stage`). Empty: the last ones.
         higher_is_better: of that number.
@@ -142,6 +153,7 @@ class Stage:
     data: str = "train"
     frozen: tuple[str, ...] = ()
     fresh_optimizers: bool = False
+    lr_factor: float = 1.0
     best_by: str = ""
     higher_is_better: bool = False
 
@@ -173,6 +185,10 @@ class Method(nn.Module):
     may_be_negative: ClassVar[tuple[str, ...]] = ()
     zero_at_teacher: ClassVar[tuple[str, ...]] = ()
     """Terms that are 0, without gradient, when the student says exactly what the teacher says."""
+    optimizers: ClassVar[Mapping[str, Optim]] = {}
+    """Optimizers of players that want one of their own, where the training names none for them."""
+    kept_apart: Tensor | None = None
+    """Numbers of training samples that the method keeps for itself (a held-out part): `fit` does not train on them."""
 
     teacher: Any
 
@@ -189,6 +205,7 @@ class Method(nn.Module):
         self.clock = Clock()
         self.stage_clock = Clock()
         self.stage = Stage()
+        self.rates: dict[str, float] = {}  # learning rate of each player in the coming step; `fit` sets it
         self._held: set[str] = set()  # parameters that the running stage holds still
 
     def forward(self, batch: Batch) -> Losses:
@@ -212,6 +229,13 @@ class Method(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """The parts of the training, in order; by default one."""
         return (Stage(),)
+
+    def begin_training(self, stream: Stream) -> None:
+        """Learn what the training is on, before the first step of a run, a resumed one too; by default nothing.
+
+        Args:
+            stream: the batches that come: its samples, batch size, augmentation and seed.
+        """
 
     def enter_stage(self, stage: Stage) -> None:
         """Make a stage the running one, whether it begins now or a resumed training goes on in it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -54,7 +55,7 @@ class OnlineDistillation(Method):
         for name, network in named.items():
             if not isinstance(network, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module that is trained too, given {type(network).__name__}")
-        _refuse_shared({"student": student} | named)
+        refuse_shared({"student": student} | named)
         self.companions = nn.ModuleDict(named)
         self.update = update
 
@@ -63,12 +64,21 @@ class OnlineDistillation(Method):
         """Every player's network by name, the student first."""
         return {"student": self.student, **self.companions}
 
-    def losses_of(self, player: str, outputs: Mapping[str, Tensor], batch: Batch) -> Losses:
+    def answer(self, player: str, batch: Batch) -> Any:
+        """What a player says of a batch; by default its network's outputs.
+
+        Args:
+            player: "student", "teacher", "peer-1", ...
+            batch: samples, labelled or not.
+        """
+        return self.networks[player](batch.inputs)
+
+    def losses_of(self, player: str, outputs: Mapping[str, Any], batch: Batch) -> Losses:
         """What a player learns from.
 
         Args:
             player: "student", "teacher", "peer-1", ...
-            outputs: every player's outputs; those of the others are to be taken as constants.
+            outputs: every player's answer; those of the others are to be taken as constants.
             batch: samples, labelled or not.
         """
         raise TypeError(f"{type(self).__name__} must define losses_of(player, outputs, batch) -> Losses")
@@ -84,19 +94,20 @@ class OnlineDistillation(Method):
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
         """Let every network have its turn, the student first."""
-        outputs = {player: network(batch.inputs) for player, network in self.networks.items()}
+        outputs = {player: self.answer(player, batch) for player in self.networks}
         if self.update == "simultaneous":
             losses = {player: self.losses_of(player, outputs, batch) for player in outputs}
             yield from losses.items()
             return
-        for player, network in self.networks.items():
+        for player, following in zip_longest(self.networks, list(self.networks)[1:]):
             yield player, self.losses_of(player, outputs, batch)
-            with torch.no_grad():
-                outputs[player] = network(batch.inputs)
+            if following is not None:  # who learns from what it says now
+                with torch.no_grad():
+                    outputs[player] = self.answer(player, batch)
 
     def forward(self, batch: Batch) -> Losses:
         """Return the student's losses (in a loop of your own take `turns`, so that every network learns)."""
-        outputs = {player: network(batch.inputs) for player, network in self.networks.items()}
+        outputs = {player: self.answer(player, batch) for player in self.networks}
         return self.losses_of("student", outputs, batch)
 
 
@@ -174,7 +185,7 @@ def _trainable(teacher: Any) -> Any:
     return copy.deepcopy(teacher.network).requires_grad_(True).train()
 
 
-def _refuse_shared(named: Mapping[str, nn.Module]) -> None:
+def refuse_shared(named: Mapping[str, nn.Module]) -> None:
     owner: dict[int, tuple[str, str]] = {}
     for player, network in named.items():
         for other, before in named.items():

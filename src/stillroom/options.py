@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     from stillroom.baselines import Alone
     from stillroom.experiment.run import Experiment
 
-    options = with_defaults(options)
+    options = with_defaults(options, teacher=takes_teacher_of(methods, options))
     check_early(options)
     task = task_of(options)
     if options["augment"] not in (None, "none") and not task.augments:
@@ -41,6 +42,9 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         name, arm = arm_of(given, arguments)
         arms[name] = arm
         check_fits(name, arm, task)
+    cache = cache_of(options)
+    for name, arm in arms.items():
+        check_cache(name, arm, cache, task)
     training = training_of(options)
     first = options["teacher_epochs"]
     if first is not None and not first > 0:
@@ -56,13 +60,18 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         student=options["student"],
         teacher=options["teacher"],
         training=training,
-        teacher_training=None if first is None else training.change(epochs=first, ema_decay=None, accumulate=1),
+        teacher_training=None
+        if first is None
+        else training.change(epochs=first, ema_decay=None, accumulate=1, views=None),
         title=title_of(list(arms), options),
         method=list(arms)[-1] if len(methods) == 1 else None,
-        config={k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs")},
+        config={
+            k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs", "cache_folder")
+        },
         lrs=lrs,
         equal_time=options["budget"] == "time",
         save=True,
+        cache=cache,
     )
 
 
@@ -70,6 +79,7 @@ def check_early(options: Mapping[str, Any]) -> None:
     """Refuse, before data or models are loaded, what needs neither to be seen as wrong."""
     from stillroom.data.augment import augmentation
     from stillroom.experiment.budget import check_machine
+    from stillroom.lock import refuse_held
 
     check_machine(
         jobs=1 if options["jobs"] is None else options["jobs"],
@@ -85,15 +95,34 @@ def check_early(options: Mapping[str, Any]) -> None:
     out = Path(options["out"]) if options["out"] is not None else None
     if out is not None and out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a new folder for the run")
+    refuse_held(out)
     if out is not None and out.exists() and any(out.iterdir()) and not options["resume"]:
         raise FileExistsError(f"the folder {out} exists and is not empty: name a new one, or resume that run")
     if options["resume"] and out is None:
         raise ValueError("resume needs the folder of the run: name it as out (--out)")
 
 
+def takes_teacher_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> bool:
+    """Whether any of the methods can be given a teacher; one that is given to none of them is refused."""
+    from stillroom.experiment.arm import takes_teacher
+
+    named = [arm_of(given, arguments) for given, arguments in methods]
+    if not named or any(takes_teacher(arm) for _, arm in named):
+        return True
+    if options["teacher"] is not None or options["teacher_epochs"] is not None:
+        raise ValueError(
+            f"{', '.join(name for name, _ in named)} trains without a teacher, given teacher="
+            f"{_short(options['teacher'])} and teacher_epochs={options['teacher_epochs']}: leave them out, or take a "
+            "method that learns from one"
+        )
+    return False
+
+
 def title_of(arms: Sequence[str], options: Mapping[str, Any]) -> str:
     """Heading of the report: from what to what, by which method."""
     by = ", ".join(name for name in arms if name != "alone") or "alone"
+    if options["teacher"] is None:
+        return f"{_short(options['student'])} by {by}"
     return f"{_short(options['teacher'])} to {_short(options['student'])} by {by}"
 
 
@@ -106,8 +135,13 @@ def _short(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 
-def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what was not given: the whole embedded task when there is neither teacher nor student."""
+def with_defaults(options: Mapping[str, Any], *, teacher: bool = True) -> dict[str, Any]:
+    """Fill in what was not given: the whole embedded task when there is neither teacher nor student.
+
+    Args:
+        options: the arguments of `distill`.
+        teacher: whether there is to be one.
+    """
     options = _of_task(dict(options))
     if options["teacher"] is None and options["student"] is None and _is(options["data"], "digits"):
         embedded = {
@@ -121,7 +155,9 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
             "seeds": 5,
         }
         options |= {name: value for name, value in embedded.items() if options[name] is None}
-    for name in ("teacher", "student"):
+    if not teacher:
+        options |= {"teacher": None, "teacher_epochs": None}
+    for name in ("teacher", "student")[not teacher :]:
         if options[name] is None:
             raise ValueError(f"no {name} was given: name one (--{name} resnet20, timm/NAME, file.py:function, ...)")
     options["batch_size"] = 64 if options["batch_size"] is None else options["batch_size"]
@@ -217,7 +253,7 @@ def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
     if not callable(build):
         raise TypeError(f"method must be a name or a Method class, given {type(method).__name__}")
     name = method if isinstance(method, str) else (method_class(build) or build).__name__.lower()
-    own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "classes"}
+    own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "train_samples", "classes"}
     maker = method_class(build) or build
     known = [key for key in inspect.signature(maker).parameters if key not in own]
     kinds = _kinds(maker)
@@ -254,6 +290,30 @@ def check_fits(name: str, arm: Any, task: Any) -> None:
         )
 
 
+def cache_of(options: Mapping[str, Any]) -> Any:
+    """What is kept of the teacher's answers, and where; None for a teacher that is asked at every step."""
+    from stillroom.teacher_cache import CacheOptions
+
+    keep, folder = options["cache_teacher"], options["cache_folder"]
+    if keep is None:
+        if folder is not None:
+            raise ValueError(
+                "cache_folder says where answers are kept, but none are: name what (--cache-teacher float16)"
+            )
+        return None
+    return CacheOptions(Path(folder or "~/.cache/stillroom/answers").expanduser(), keep)
+
+
+def check_cache(name: str, arm: Any, cache: Any, task: Any) -> None:
+    """Refuse a method that needs more of its teacher than a cache has."""
+    from stillroom.experiment.arm import method_class, takes_teacher
+    from stillroom.teacher_cache import check_cacheable
+
+    kind = method_class(arm)
+    if cache is not None and kind is not None and takes_teacher(arm):
+        check_cacheable(f"method {name!r}", kind.needs, cache.keep, task.name)
+
+
 def training_of(options: Mapping[str, Any]) -> Any:
     """The training options of every arm."""
     from stillroom.training import Optim, Training
@@ -268,14 +328,17 @@ def training_of(options: Mapping[str, Any]) -> Any:
         clip=options["clip"],
     )
     names = ["epochs", "steps", "batch_size", "accumulate", "ema_decay", "augment", "precision", "keep"]
-    return Training(optimizer=optimizer, **{name: options[name] for name in names})
+    views = options["views"]
+    if views is None and options["cache_teacher"] is not None:  # those of the epochs, ten at most
+        views = 10 if options["epochs"] is None and options["steps"] else min(math.ceil(options["epochs"] or 10), 10)
+    return Training(optimizer=optimizer, views=views, **{name: options[name] for name in names})
 
 
 def seeds_of(options: Mapping[str, Any]) -> list[int]:
     """The seeds of the options, checked."""
     from stillroom.experiment.budget import check_seeds
 
-    given = with_defaults(options)["seeds"]
+    given = with_defaults(options, teacher=False)["seeds"]
     if isinstance(given, int) and given < 1:
         raise ValueError(f"at least one seed is needed, given {given} seeds")
     seeds = (

@@ -33,9 +33,11 @@ BETWEEN_NETWORKS = {
     "kd_loss": (losses.kd_loss, LOGITS),
     "kl_divergence": (losses.kl_divergence, LOGITS),
     "masked_generative_loss": (losses.masked_generative_loss, MAP),
+    "mld_loss": (losses.mld_loss, LOGITS),
     "nckd_loss": (lambda s, t, **o: losses.nckd_loss(s, t, LABELS, **o), LOGITS),
     "novelty_loss": (losses.novelty_loss, VECTOR),
     "pld_loss": (lambda s, t, **o: losses.pld_loss(s, t, LABELS, **o), LOGITS),
+    "probability_mse_loss": (losses.probability_mse_loss, LOGITS),
     "region_kd_loss": (losses.region_kd_loss, LOGITS),
     "reverse_kl_divergence": (losses.reverse_kl_divergence, LOGITS),
     "review_context_loss": (losses.review_context_loss, MAP),
@@ -43,10 +45,14 @@ BETWEEN_NETWORKS = {
     "rkd_distance_loss": (losses.rkd_distance_loss, VECTOR),
     "rkd_loss": (losses.rkd_loss, VECTOR),
     "span_correlation_loss": (lambda s, t, **o: losses.span_correlation_loss(s, t, SPANS, **o), SEQUENCES),
+    "symmetric_kl": (losses.symmetric_kl, LOGITS),
     "tckd_loss": (lambda s, t, **o: losses.tckd_loss(s, t, LABELS, **o), LOGITS),
     "token_kl": (losses.token_kl, SEQUENCES),
     "two_way_kd_loss": (losses.two_way_kd_loss, LOGITS),
     "unit_deviation_kd_loss": (losses.unit_deviation_kd_loss, LOGITS),
+    "vocabulary_jensen_shannon": (lambda s, t, **o: heads(losses.vocabulary_jensen_shannon, s, t, **o), VECTOR),
+    "vocabulary_kl": (lambda s, t, **o: heads(losses.vocabulary_kl, s, t, top_k=3, **o), VECTOR),
+    "vocabulary_reverse_kl": (lambda s, t, **o: heads(losses.vocabulary_reverse_kl, s, t, chunk_size=4, **o), VECTOR),
 }
 ONE_SIDED = {
     "binary_cross_entropy": (lambda s, **o: losses.binary_cross_entropy(s, torch.ones(LOGITS), **o), LOGITS),
@@ -54,13 +60,20 @@ ONE_SIDED = {
         lambda s, **o: losses.characteristic_function_discrepancy(s, fixed(s), fixed(torch.zeros(7, 5)), **o),
         LOGITS,
     ),
+    "blended_kd_loss": (lambda s, **o: losses.blended_kd_loss(s, fixed(s), LABELS, WEIGHTS / 1.2, **o), LOGITS),
     "crd_loss": (lambda s, **o: losses.crd_loss(s[:, 0], s[:, 1:], dataset_size=20, **o), LOGITS),
     "cross_entropy": (lambda s, **o: losses.cross_entropy(s, LABELS, **o), LOGITS),
+    "calibrated_cross_entropy": (lambda s, **o: losses.calibrated_cross_entropy(s, LABELS, **o), LOGITS),
+    "edl_loss": (lambda s, **o: losses.edl_loss(s, LABELS, **o), LOGITS),
+    "negative_entropy": (lambda s, **o: losses.negative_entropy(s.to(wide(s)).softmax(1), **o), LOGITS),
+    "wrong_evidence_kl": (lambda s, **o: losses.wrong_evidence_kl(s, LABELS, **o), LOGITS),
     "denoising_loss": (lambda s, **o: losses.denoising_loss(s, 2 * fixed(s), **o), LOGITS),
+    "label_mse_loss": (lambda s, **o: losses.label_mse_loss(s, LABELS, **o), LOGITS),
     "lpld_loss": (lambda s, **o: losses.lpld_loss(s, fixed(s), WEIGHTS, **o), LOGITS),
     "mean_absolute_error": (lambda s, **o: losses.mean_absolute_error(s, 3 * torch.ones(LOGITS).to(s), **o), LOGITS),
     "mean_discrepancy": (lambda s, **o: losses.mean_discrepancy(s, 2 * fixed(s), **o), LOGITS),
     "mean_squared_error": (lambda s, **o: losses.mean_squared_error(s, torch.ones(LOGITS), **o), LOGITS),
+    "mixed_mse_loss": (lambda s, **o: losses.mixed_mse_loss(s, fixed(s), LABELS, **o), LOGITS),
     "mutual_kd_loss": (lambda s, **o: losses.mutual_kd_loss(s, fixed(s), **o), LOGITS),
     "negative_learning_loss": (lambda s, **o: losses.negative_learning_loss(s, LABELS, **o), LOGITS),
     "log_sum_uniformity_loss": (lambda s, **o: losses.log_sum_uniformity_loss(s, fixed(s).to(wide(s)), **o), VECTOR),
@@ -81,6 +94,12 @@ ALL = {
 }
 
 
+def heads(loss, student, teacher, **options):
+    """A loss of hidden states and one output matrix."""
+    matrix = fixed(torch.zeros(11, 8))
+    return loss(student, matrix.to(wide(student)), teacher, matrix, **options)
+
+
 def fixed(like):
     """Another tensor of that shape, always the same one, in float32."""
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
@@ -95,11 +114,17 @@ def test_the_tables_hold_every_loss():
     others = {"Reduction", "flatten_positions", "labelled_rows", "reduce"}
     others |= {"prescribed_gradient_loss", "vsd_loss"}  # their gradients are no derivatives of their values
     others |= {"all_pairs_kd_loss", "balance_cv_loss", "balance_kl_loss", "region_box_loss", "routed_kd_loss"}
+    others |= {"class_probabilities", "class_scores"}  # no losses
+    others |= {"layered_feature_loss", "layered_kd_loss", "marginal_kd_loss"}  # of several tensors, or unequal ones
     others |= {"selected_pixel_loss", "subspace_uniformity_loss", "weighted_pixel_loss"}  # of more than rows of samples
+    others |= {"norm_penalty"}  # of parameters
+    others |= {"led_class_aware_loss", "led_instance_aware_loss", "led_loss"}  # of groups of rows, a sum by default
     others |= {"clipping_mask", "complementary_labels", "hard_positions", "head_agreement", "lpld_weights"}  # no losses
     others |= {"mass_coordinates", "resize_logits", "balance_weights", "entropy_gap", "unit_deviation_logits"}
+    others |= {"relative_alphas"}
+    others |= {"calibrated_softmax", "prior_penalty"}
     assert set(ALL) | others | {"standardize_logits", "teacher_optimal_permutation"} == set(losses.__all__)
-    assert len(ALL) == 42
+    assert len(ALL) == 55
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -193,6 +218,7 @@ def test_models_with_different_classes_are_refused(name):
         (losses.bernoulli_kd_loss, "temperature"),
         (losses.kl_divergence, "temperature"),
         (losses.reverse_kl_divergence, "temperature"),
+        (losses.symmetric_kl, "temperature"),
         (losses.generalized_jensen_shannon, "temperature"),
         (losses.dist_loss, "temperature"),
         (BETWEEN_NETWORKS["dkd_loss"][0], "temperature"),

@@ -7,8 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.blocks.align import Align, HintRegressor
+    from stillroom.blocks.auxiliary import (
+        AuxiliaryHeads,
+        LightHead,
+        Observed,
+        StageCopyHead,
+        WithHeads,
+        light_heads,
+        stage_copy_heads,
+    )
     from stillroom.blocks.calibrated import Tempered, fit_temperature
     from stillroom.blocks.causal import CausalTransformer
+    from stillroom.blocks.class_averages import ClassAverages
+    from stillroom.blocks.clean import (
+        clean_probability,
+        guess_labels,
+        label_margins,
+        normalised,
+        refine_labels,
+        sharpen,
+    )
     from stillroom.blocks.detection import (
         Mined,
         Regions,
@@ -23,12 +41,14 @@ if TYPE_CHECKING:
     from stillroom.blocks.enlarge import IMDN, AnyScaleIMDN, Enlarger, PlainSR, TinyIMDN, build_enlarger, load_released
     from stillroom.blocks.frequencies import FrequencySampler
     from stillroom.blocks.frozen import Frozen, fingerprint
-    from stillroom.blocks.heads import with_fresh_head
+    from stillroom.blocks.heads import SecondHead, SummedLogits, with_fresh_head
     from stillroom.blocks.imdb import ContrastAttention, InformationDistillation, contrast
+    from stillroom.blocks.label_queries import LabelQueries, LabelQueryNetwork, label_queries_in, with_label_queries
     from stillroom.blocks.masks import ChannelMask, MapMask, Masked, mask_width
     from stillroom.blocks.minmax import minmax_gradients
     from stillroom.blocks.modalities import Sees, check_paired, pick_modality
     from stillroom.blocks.models import build
+    from stillroom.blocks.modes import evaluating
     from stillroom.blocks.propagation import FixedNodes, LightGCN, MaskedLightGCN
     from stillroom.blocks.providers import Average, Cached, FunctionTeacher, Provider
     from stillroom.blocks.pruning import guided_edge_importance, surviving
@@ -38,7 +58,7 @@ if TYPE_CHECKING:
     from stillroom.blocks.segmenter import FCN
     from stillroom.blocks.shapes import as_map, as_tokens, grid_of, kind_of, pooled, resize
     from stillroom.blocks.stages import MatchedTaps, default_taps, last_hidden_layers, matched_taps
-    from stillroom.blocks.taps import Edits, Taps, tap_root, unwrapped
+    from stillroom.blocks.taps import BriefTaps, Edits, Taps, tap_root, unwrapped
     from stillroom.blocks.tiling import adaptive_crop
 
 _EXPORTS = {
@@ -58,6 +78,13 @@ _EXPORTS = {
     "MapMask": "masks",
     "ChannelMask": "masks",
     "Align": "align",
+    "AuxiliaryHeads": "auxiliary",
+    "LightHead": "auxiliary",
+    "Observed": "auxiliary",
+    "StageCopyHead": "auxiliary",
+    "WithHeads": "auxiliary",
+    "light_heads": "auxiliary",
+    "stage_copy_heads": "auxiliary",
     "Mined": "detection",
     "Regions": "detection",
     "TwoStage": "detection",
@@ -68,6 +95,7 @@ _EXPORTS = {
     "rescale_boxes": "detection",
     "Average": "providers",
     "Cached": "providers",
+    "ClassAverages": "class_averages",
     "CausalTransformer": "causal",
     "EMA": "ema",
     "FCN": "segmenter",
@@ -78,11 +106,16 @@ _EXPORTS = {
     "Frozen": "frozen",
     "FunctionTeacher": "providers",
     "HintRegressor": "align",
+    "LabelQueries": "label_queries",
+    "LabelQueryNetwork": "label_queries",
+    "label_queries_in": "label_queries",
+    "with_label_queries": "label_queries",
     "LightGCN": "propagation",
     "MaskedLightGCN": "propagation",
     "MatchedTaps": "stages",
     "Provider": "providers",
     "Taps": "taps",
+    "BriefTaps": "taps",
     "as_map": "shapes",
     "as_tokens": "shapes",
     "build": "models",
@@ -101,6 +134,15 @@ _EXPORTS = {
     "tap_root": "taps",
     "unwrapped": "taps",
     "with_fresh_head": "heads",
+    "evaluating": "modes",
+    "SecondHead": "heads",
+    "SummedLogits": "heads",
+    "clean_probability": "clean",
+    "guess_labels": "clean",
+    "label_margins": "clean",
+    "normalised": "clean",
+    "refine_labels": "clean",
+    "sharpen": "clean",
     "IMDN": "enlarge",
     "AnyScaleIMDN": "enlarge",
     "Enlarger": "enlarge",
@@ -120,10 +162,13 @@ __all__ = [
     "IMDN",
     "Align",
     "AnyScaleIMDN",
+    "AuxiliaryHeads",
     "Average",
+    "BriefTaps",
     "Cached",
     "CausalTransformer",
     "ChannelMask",
+    "ClassAverages",
     "ContrastAttention",
     "Edits",
     "Enlarger",
@@ -134,22 +179,30 @@ __all__ = [
     "FunctionTeacher",
     "HintRegressor",
     "InformationDistillation",
+    "LabelQueries",
+    "LabelQueryNetwork",
     "LightGCN",
+    "LightHead",
     "MapMask",
     "Masked",
     "MaskedLightGCN",
     "MatchedTaps",
     "Mined",
+    "Observed",
     "PlainSR",
     "Provider",
     "Regions",
     "Router",
     "SampleScores",
+    "SecondHead",
     "Sees",
+    "StageCopyHead",
+    "SummedLogits",
     "Taps",
     "Tempered",
     "TinyIMDN",
     "TwoStage",
+    "WithHeads",
     "adaptive_crop",
     "as_map",
     "as_tokens",
@@ -157,34 +210,45 @@ __all__ = [
     "build",
     "build_enlarger",
     "check_paired",
+    "clean_probability",
     "contrast",
     "decay_of",
     "decode_boxes",
     "default_taps",
+    "evaluating",
     "fingerprint",
     "fit_temperature",
     "gathered",
     "grid_of",
+    "guess_labels",
     "guided_edge_importance",
     "is_two_stage",
     "kind_of",
+    "label_margins",
+    "label_queries_in",
     "last_hidden_layers",
+    "light_heads",
     "load_released",
     "mask_width",
     "matched_taps",
     "mine_low_confidence",
     "minmax_gradients",
+    "normalised",
     "pick_modality",
     "pooled",
     "random_picks",
+    "refine_labels",
     "rescale_boxes",
     "resize",
     "routing_shares",
+    "sharpen",
+    "stage_copy_heads",
     "surviving",
     "tap_root",
     "top_picks",
     "unwrapped",
     "with_fresh_head",
+    "with_label_queries",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,6 +95,79 @@ def evenly(available: int, wanted: int) -> list[int]:
     return [-(-part * available // wanted) - 1 for part in range(1, wanted + 1)]
 
 
+def chained_after(module: nn.Module, probe_inputs: Any, names: Sequence[str]) -> list[list[nn.Module]]:
+    """Find what runs between each named module and the last named one, where modules simply follow each other.
+
+    Args:
+        module: a network whose named modules give maps `(N, C, H, W)`.
+        probe_inputs: inputs (or a `Batch`) to call it with.
+        names: module names in running order.
+
+    Returns:
+        For every name but the last the network's own modules, in running order.
+
+    Raises:
+        ValueError: the modules do not follow each other: run on the one feature, they do not give the other.
+    """
+    probe = _Probe(module, probe_inputs, keep=names)
+    chain = probe.chain()
+    rows = {ran.name: row for row, ran in enumerate(chain)}
+    found = []
+    for name in names[:-1]:
+        between = chain[rows[name] + 1 : rows[names[-1]] + 1] if name in rows and names[-1] in rows else []
+        if not between or not _gives(between, probe.kept[name], probe.kept[names[-1]]):
+            raise ValueError(
+                f"the modules of {type(probe.root).__name__} between {name!r} and {names[-1]!r} do not simply follow "
+                "each other, so that they cannot be copied: use light heads, or name other stages"
+            )
+        found.append([ran.module for ran in between])
+    return found
+
+
+def repeated_stage(module: nn.Module, probe_inputs: Any, name: str) -> list[nn.Module]:
+    """Modules for one more stage like the named one, with stride 1 and its width.
+
+    Args:
+        module: a network whose named module gives a map `(N, C, H, W)`.
+        probe_inputs: inputs (or a `Batch`) to call it with.
+        name: of the stage.
+
+    Returns:
+        Those of its blocks (with two or more weight layers) that keep the shape, repeated to as many as it has blocks;
+        where there are none, a 3x3 convolution, batch norm and ReLU, or two of these where the stage has two spatial
+        convolutions or more.
+    """
+    probe = _Probe(module, probe_inputs)
+    stage = probe.ran[name]
+    blocks = [ran for ran in sorted(probe.children(name), key=lambda ran: ran.end) if ran.weights > 1]
+    same = [ran.module for ran in blocks if ran.given is not None and ran.given.shape == ran.output.shape]
+    if same:
+        return [same[row % len(same)] for row in range(len(blocks))]
+    width = stage.output.shape[1]
+    convolutions = [one for one in stage.module.modules() if isinstance(one, nn.Conv2d) and max(one.kernel_size) > 1]
+    layers: list[nn.Module] = []
+    for _ in range(min(max(len(convolutions), 1), 2)):
+        layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return layers
+
+
+def _gives(between: Sequence[_Ran], feature: Tensor, expected: Tensor) -> bool:
+    """Whether modules, run one after the other in eval mode, turn one feature into the other."""
+    modes = [(inner, inner.training) for ran in between for inner in ran.module.modules()]
+    try:
+        with torch.no_grad():
+            value = feature
+            for ran in between:
+                value = ran.module.eval()(value)
+        same = isinstance(value, Tensor) and value.shape == expected.shape
+        return same and torch.allclose(value, expected, rtol=1e-3, atol=1e-5)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    finally:
+        for inner, training in modes:
+            inner.training = training
+
+
 def last_hidden_layers(module: nn.Module, probe_inputs: Any, *, most: int = 2) -> list[str]:
     """Name the last weight layers before the one that gives the output: the layers themselves, before any activation.
 
@@ -156,7 +230,9 @@ class _Ran:
 class _Probe:
     """One forward, and what every module inside returned."""
 
-    def __init__(self, module: nn.Module, probe_inputs: Any) -> None:
+    def __init__(self, module: nn.Module, probe_inputs: Any, *, keep: Sequence[str] = ()) -> None:
+        self.kept: dict[str, Tensor] = {}  # copies of named outputs: the network may change its own in place
+        self._keep = set(keep)
         self.root = tap_root(module)
         self.modules = modules_by_name(self.root)
         self.ran: dict[str, _Ran] = {}
@@ -170,6 +246,8 @@ class _Probe:
     def _note(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         tensor = first_tensor(output)
         self.ran.pop(name, None)
+        if tensor is not None and name in self._keep:
+            self.kept[name] = tensor.detach().clone()
         if tensor is not None and tensor.ndim >= 2:
             end = max((ran.end for ran in self.ran.values()), default=0) + 1
             self.ran[name] = _Ran(name, module, end, first_tensor(inputs), tensor, tensor._version)

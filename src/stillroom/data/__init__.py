@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from stillroom.data.formation import encode_formation as encode_formation
     from stillroom.data.graphs import Adjacency as Adjacency
     from stillroom.data.graphs import adjacency as adjacency
+    from stillroom.data.grids import digit_grids as digit_grids
     from stillroom.data.interactions import Interactions as Interactions
     from stillroom.data.interactions import InteractionSplits as InteractionSplits
+    from stillroom.data.joined import JoinedSamples as JoinedSamples
+    from stillroom.data.mined import MinedPool as MinedPool
+    from stillroom.data.mined import mine as mine
+    from stillroom.data.mined import near_duplicates as near_duplicates
+    from stillroom.data.mined import top_per_class as top_per_class
     from stillroom.data.mixing import Mixture as Mixture
+    from stillroom.data.mixing import draw_batch_mixture as draw_batch_mixture
     from stillroom.data.mixing import draw_mixture as draw_mixture
     from stillroom.data.modalities import av_mnist as av_mnist
     from stillroom.data.modalities import digit_halves as digit_halves
@@ -60,9 +67,26 @@ if TYPE_CHECKING:
     from stillroom.data.text import token_blocks as token_blocks
     from stillroom.data.tokenizer import CharacterTokenizer as CharacterTokenizer
     from stillroom.data.tokenizer import Tokenizer as Tokenizer
+    from stillroom.data.transforms import Flip as Flip
+    from stillroom.data.transforms import PermuteChannels as PermuteChannels
+    from stillroom.data.transforms import Rotate as Rotate
+    from stillroom.data.transforms import TransformTask as TransformTask
+    from stillroom.data.transforms import channel_permutations as channel_permutations
+    from stillroom.data.transforms import flips as flips
+    from stillroom.data.transforms import rotations as rotations
+    from stillroom.data.transforms import transform_task as transform_task
 
 _EXPORTS = {
+    "Flip": "transforms",
+    "PermuteChannels": "transforms",
+    "Rotate": "transforms",
+    "TransformTask": "transforms",
+    "channel_permutations": "transforms",
+    "flips": "transforms",
+    "rotations": "transforms",
+    "transform_task": "transforms",
     "Mixture": "mixing",
+    "draw_batch_mixture": "mixing",
     "draw_mixture": "mixing",
     "PromptSamples": "prompts",
     "av_mnist": "modalities",
@@ -70,6 +94,7 @@ _EXPORTS = {
     "PatchPairs": "pairs",
     "bicubic_resize": "degrade",
     "load_pairs": "photographs",
+    "digit_grids": "grids",
     "digit_halves": "modalities",
     "pair_by_class": "modalities",
     "read_lines": "prompts",
@@ -103,6 +128,11 @@ _EXPORTS = {
     "choose": "rows",
     "decode_formation": "formation",
     "encode_formation": "formation",
+    "JoinedSamples": "joined",
+    "MinedPool": "mined",
+    "mine": "mined",
+    "near_duplicates": "mined",
+    "top_per_class": "mined",
     "load_data": "sources",
     "load_interactions": "feedback",
     "read_interactions_csv": "feedback",

@@ -17,11 +17,12 @@ from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
 from stillroom.checkpoint import seed_everything
 from stillroom.data.batch import UNLABELLED
-from stillroom.data.samples import Splits
+from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import sequential
 from stillroom.fit import Fitted, fit
 from stillroom.method import Method
 from stillroom.task import Task
+from stillroom.teacher_cache import CachedOnDisk, CacheOptions, check_cacheable
 from stillroom.training import Training
 
 Metrics = dict[str, float]
@@ -74,6 +75,12 @@ def method_class(arm: Any) -> type[Method] | None:
     return arm if isinstance(arm, type) and issubclass(arm, Method) else None
 
 
+def takes_teacher(arm: Any) -> bool:
+    """Whether the method inside an arm can be given a teacher; somebody's own function is taken to want one."""
+    kind = method_class(arm)
+    return kind is None or kind.needs.takes_teacher
+
+
 @dataclass(frozen=True)
 class Given:
     """What a method's constructor may ask for by parameter name, besides student and teacher.
@@ -83,6 +90,7 @@ class Given:
         probe: one batch of training inputs, to learn shapes from.
         train_labels: class numbers at their samples' numbers, -100 elsewhere; None where there are none.
         train_size: how many rows a per-sample memory needs.
+        train_samples: the training samples themselves, for a method that goes over all of them or keeps some apart.
         classes: number of outputs, where known.
         tokenizer: what turned the text into tokens; None where the inputs are no text.
     """
@@ -91,6 +99,7 @@ class Given:
     probe: Any
     train_labels: torch.Tensor | None
     train_size: int
+    train_samples: Samples
     classes: int | None
     tokenizer: Any = None
 
@@ -98,6 +107,8 @@ class Given:
 def build_method(arm: Callable[..., Method], student: nn.Module, teacher: Any, given: Given) -> Method:
     """Call a method's constructor with student, teacher, and whatever of `given` it has parameters for."""
     names = _parameters(arm)
+    if not takes_teacher(arm):
+        teacher = None
     options = {name: value for name, value in vars(given).items() if name in names}
     return arm(student, teacher, **options)
 
@@ -122,6 +133,7 @@ class TrainingArm:
         lrs: learning rates to try; the best on the held-out part counts. None tried: the training's own.
         save: keep the trained student in the arm's folder.
         also: `(network, splits, teacher) -> further numbers` of what ships; None for none.
+        cache: what is kept of the teacher's answers, and where; None asks the teacher anew at every step.
     """
 
     method: Callable[..., Method]
@@ -131,6 +143,7 @@ class TrainingArm:
     lrs: tuple[float, ...] = ()
     save: bool = False
     also: Callable[[nn.Module, Splits, Any], Mapping[str, float]] | None = None
+    cache: CacheOptions | None = None
 
     def __call__(self, seed: int, context: Context) -> Metrics:
         """Train with one seed (and, where there are several rates, with each of them) and measure the best."""
@@ -184,7 +197,13 @@ class TrainingArm:
         student = build_student(self.student, self.task, splits, teacher)
         probe = splits.train.batch(torch.arange(min(2, len(splits.train))))
         width = self.task.width(splits)
-        given = Given(self.task, probe, labels_by_index(splits), population(splits), width, splits.tokenizer)
+        given = Given(
+            self.task, probe, labels_by_index(splits), population(splits), splits.train, width, splits.tokenizer
+        )
+        if self.cache is not None and teacher is not None and takes_teacher(self.method):
+            if (kind := method_class(self.method)) is not None:
+                check_cacheable(kind.__name__, kind.needs, self.cache.keep, self.task.name)
+            teacher = Frozen(CachedOnDisk(teacher, self.cache.folder, keep=self.cache.keep))
         return build_method(self.method, student, teacher, given)
 
 
@@ -256,6 +275,7 @@ def _account(fitted: Fitted) -> dict[str, Any]:
         "curve": fitted.curve,
         "terms": fitted.terms,
         "teacher": fitted.teacher,
+        "cached": fitted.cached,
     }
 
 
