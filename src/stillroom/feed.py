@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from stillroom.data.augment import augmentation
+from stillroom.data.joined import JoinedSamples
 from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import Stream
 from stillroom.method import Method
@@ -34,23 +37,38 @@ def stream_for(
         task: what the labels mean.
         training: sizes and augmentation.
         data: the training samples, with a pool beside them or without.
-        part: "train", or "unlabelled" for the pool alone.
+        part: "train"; "unlabelled" for the pool alone; "train-alone" for the training samples without the pool;
+            "merged" for both as one set, every sample as probable as any other and none with a label.
         seed: of order and augmentation.
         workers: threads that read ahead.
         rank: which process this is.
         world: how many processes share a batch.
 
     Raises:
-        ValueError: the method needs labels and there are none, unlabelled rows are asked for and there are none, or
-            another part.
+        ValueError: the method needs labels and there are none (or they are merged away), unlabelled rows are asked for
+            and there are none, or another part.
     """
     needs = method.needs
     samples, pool = (data.train, data.unlabelled) if isinstance(data, Splits) else (data, None)
     if part == "unlabelled" and pool is not None:
         samples, pool = pool, None
         needs = replace(needs, labels="none")
-    elif part != "train":
-        raise ValueError(f'a stage draws from "train" or, where there is a pool, "unlabelled", given {part!r}')
+    elif part == "merged":
+        if needs.labels != "none":
+            raise ValueError(
+                f'"merged" samples have no labels, but {type(method).__name__} learns from {needs.labels} labels: draw '
+                'from "train", which keeps them beside the pool'
+            )
+        samples = samples.relabel(None) if pool is None or not len(pool) else JoinedSamples(samples, pool)
+    elif part not in ("train", "train-alone"):
+        raise ValueError(
+            'a stage draws from "train", "train-alone", "merged" or, where there is a pool, "unlabelled", '
+            f"given {part!r}"
+        )
+    if part in ("merged", "train-alone"):
+        pool, training = None, training.change(unlabelled_batch=None)
+    if method.kept_apart is not None and part in ("train", "train-alone"):
+        samples = samples.subset((~torch.isin(samples.index, method.kept_apart)).nonzero().flatten())
     usable = needs.labels != "every" and needs.teacher
     if not usable or pool is None or not len(pool):
         pool = None
@@ -74,4 +92,5 @@ def stream_for(
         rank=rank,
         world=world,
         workers=workers,
+        views=training.views,
     )

@@ -15,14 +15,19 @@ from torch import Tensor, nn
 
 from stillroom import checkpoint
 from stillroom.blocks.ema import EMA
+from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import sequential
 from stillroom.feed import stream_for
+from stillroom.lock import locked
 from stillroom.log import Display, JSONLines, interruptions
 from stillroom.method import Losses, Method
+from stillroom.processes import average_gradients
+from stillroom.replay import Replay
 from stillroom.staging import Fitted, StageRun, copied
 from stillroom.task import Classification, Task
+from stillroom.teacher_cache import cache_of
 from stillroom.training import Training
 from stillroom.tripwires import TrainingError, Tripwires, gradient_shares, require_teacher
 
@@ -70,13 +75,17 @@ def fit(
         The product and how it came about.
 
     Raises:
-        TrainingError: a tripwire: the teacher does not beat chance; a term is NaN, impossibly negative or constantly 0.
+        TrainingError: a tripwire: the teacher does not beat chance; a term is impossibly negative or constantly 0.
+        NotFiniteError: a term, a gradient or a weight is NaN; the sentence names step, samples and module.
+        BlockingIOError: another run is working in the folder.
+        OSError: something could not be written; the checkpoint that was there is kept.
         ValueError: the first batch cannot be right (labels out of range, NaN inputs, ...).
         KeyboardInterrupt: after the running step; with a folder the run can be resumed.
     """
     loop = _Loop(method, data, training or Training(), task, seed, folder, device, workers, trackers, log_every)
     try:
-        return loop.run(resume=resume, progress=progress, title=title, check_teacher=check_teacher)
+        with locked(loop.folder if loop.accelerator.is_main_process else None):
+            return loop.run(resume=resume, progress=progress, title=title, check_teacher=check_teacher)
     finally:
         loop.close()
 
@@ -97,6 +106,7 @@ class _Loop:
         trackers: Sequence[str],
         log_every: int,
     ) -> None:
+        training = training.change(players={**method.optimizers, **training.players})
         self.method, self.training, self.seed = method, training, seed
         self.task: Task = task or getattr(method, "task", None) or Classification()
         self.folder = Path(folder) if folder else None
@@ -115,20 +125,21 @@ class _Loop:
             for part in {"train", *(stage.data for stage in method.stages())}
         }
         self.stream = self.streams["train"]
-        self.steps = training.total_steps(len(self.stream))
+        apart = method.kept_apart is not None  # those samples count as if they were trained on
+        self.steps = training.total_steps(len(self.train) // self.stream.batch_size if apart else len(self.stream))
         self.stages = StageRun(method, training, self.steps)
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
         self.parameters = method.players()
         self.trained = self.parameters  # what of it the running stage does not hold still
-        self.optimizers = {name: training.optim(name).build(group) for name, group in self.parameters.items()}
+        self.optimizers = {name: self.stages.optimizer(name, group) for name, group in self.parameters.items()}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
         decay = training.ema_decay
         self.average = None if decay is None else EMA(method.product, decay=decay)
         self.step = 0
         self.fitted = Fitted(method.product)
         self.best: dict[str, Tensor] | None = None
-        self.tripwires = Tripwires(method)
+        self.tripwires, self.replay = Tripwires(method), Replay(method)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -137,6 +148,7 @@ class _Loop:
         checkpoint.seed_everything(self.seed + self.accelerator.process_index)
         if resume:
             self._restore()
+        self.method.begin_training(self.stream)
         teacher = getattr(self.method, "teacher", None)
         if teacher is not None:
             self.fitted.teacher = teacher.fingerprint()
@@ -172,6 +184,9 @@ class _Loop:
     def _enter_stage(self, log: JSONLines) -> None:
         stage = self.stages.stage
         self.method.enter_stage(stage)
+        if (cache := cache_of(self.method)) is not None:
+            cache.open(self.streams[stage.data])
+            self.fitted.cached = {"keep": cache.keep, **cache.error}
         if not self.stages.begun:
             for player in self.stages.begin():
                 self.optimizers[player] = self.stages.optimizer(player, self.parameters[player])
@@ -186,25 +201,33 @@ class _Loop:
         epoch = len(self.stream)
         clock = self.stages.clock(self.step, epoch)
         self.method.tell_time(self.step, self.step / epoch, self.step / self.steps, stage=clock)
+        self.method.rates = {player: self.stages.rate(player, self.step)[0] for player in self.parameters}
         logged: dict[str, float] = {}
         shares: dict[str, float] = {}
         look = self.step % self.log_every == 0 or self.step == self.steps - 1
         if self.step == 0:
-            self._check_first(batch)
+            self.tripwires.check_first(self.task, batch)
+        watched = self.accelerator.device.type == "cpu" or look or self.step < 10  # a look waits for a GPU
         parts = self.training.accumulate
         for part in range(parts):
             piece = batch if parts == 1 else batch[part::parts]
-            for player, losses in self._turns(piece):
-                if self.step == 0 and part == 0:
-                    self.tripwires.first_batch(self.parameters)
-                if self.accelerator.device.type == "cpu" or look or self.step < 10:  # a look waits for a GPU
-                    self.tripwires.watch(self.step, player, losses)
-                if look and part == 0:
-                    logged |= {name: float(term.detach()) for name, term in losses.items()}
-                    shares |= gradient_shares(losses, self.trained[player])
-                self._backward(player, losses.total / parts)
-                if part == parts - 1:
-                    self._update(player)
+            if watched:
+                self.replay.remember()
+            kept = None if self.folder is None else self.checkpoint
+            with self.replay.explaining(self.step, piece, self._turns, self.trained, kept):
+                for player, losses in self._turns(piece):
+                    if self.step == 0 and part == 0:
+                        self.tripwires.first_batch(self.parameters)
+                    if watched:
+                        self.tripwires.watch(self.step, player, losses)
+                    if look and part == 0:
+                        logged |= {name: float(term.detach()) for name, term in losses.items()}
+                        shares |= gradient_shares(losses, self.trained[player])
+                    self._backward(player, losses.total / parts)
+                    if watched and not self.scaler.is_enabled():  # which skips such steps itself
+                        self.tripwires.gradients(player, self.trained[player])
+                    if part == parts - 1:
+                        self._update(player)
         if self.average is not None:
             self.average.update()
         self.fitted.seconds += time.perf_counter() - began
@@ -215,14 +238,6 @@ class _Loop:
             if self.trackers:
                 self.accelerator.log({f"loss/{k}": v for k, v in logged.items()}, step=self.step)
                 self.accelerator.log({f"gradient_share/{k}": v for k, v in shares.items()}, step=self.step)
-
-    @torch.no_grad()
-    def _check_first(self, batch: Batch) -> None:
-        """Let the task check values before anything is computed from them (a GPU dies of a label out of range)."""
-        self.task.check(batch)
-        outputs = self.method.product.eval()(batch.inputs)
-        self.method.train()
-        self.task.check(batch, outputs if isinstance(outputs, Tensor) else None)
 
     def _turns(self, batch: Batch) -> Iterator[tuple[str, Losses]]:
         with self.accelerator.autocast() if self.training.precision != "no" else nullcontext():
@@ -237,9 +252,9 @@ class _Loop:
 
     def _update(self, player: str) -> None:
         optimizer, (rate, clip) = self.optimizers[player], self.stages.rate(player, self.step)
-        self._average_gradients(self.trained[player])
+        average_gradients(self.accelerator, self.trained[player])
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         self.scaler.unscale_(optimizer)
         self.method.adjust_gradients(player)
         if clip is not None:
@@ -248,19 +263,6 @@ class _Loop:
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         self.method.after_step(player)
-
-    def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:  # another process may have one
-                parameter.grad = torch.zeros_like(parameter)
-        for dtype in {parameter.dtype for parameter in parameters}:
-            grads = [p.grad for p in parameters if p.grad is not None and p.dtype == dtype]
-            together = torch.cat([grad.flatten() for grad in grads])
-            together = self.accelerator.reduce(together, reduction="mean")
-            for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
-                grad.copy_(mean.view_as(grad))
 
     # ---- evaluation and what is kept -----------------------------------------------------------------------------
 
@@ -273,6 +275,7 @@ class _Loop:
         measured: dict[str, float] = {}
         if not (self.task.needs_labels and not self.validation.has_labels):
             teacher = getattr(self.method, "teacher", None) if not self.task.needs_labels else None
+            teacher = teacher.settled if isinstance(teacher, Frozen) else teacher
             measured = self.task.evaluate(
                 self._shipped(), sequential(self.validation, 256), teacher=teacher, device=self.accelerator.device
             )
@@ -315,6 +318,7 @@ class _Loop:
     def _save(self) -> None:
         if self.folder is None:
             return
+        self.tripwires.weights(self.step, self.trained)
         state = {
             "method": self.method.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -367,8 +371,9 @@ class _Loop:
         self.tripwires.load_state_dict(state["tripwires"])
         own = None
         if self.accelerator.num_processes > 1:
-            own = checkpoint.load(self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt"))
-        checkpoint.set_random_state((own if own and own["step"] == self.step else state)["random"])
+            path = self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt")
+            own = checkpoint.load(path, wanted=lambda kept: kept["step"] == self.step)
+        checkpoint.set_random_state((own or state)["random"])
 
     # ---- what it is built from -----------------------------------------------------------------------------------
 
