@@ -1,28 +1,36 @@
-"""Checkpoints that survive a crash: written whole or not at all, the one before kept, read without pickle."""
+"""Checkpoints that survive a crash: written whole or not at all, checked when read, the one before kept, no pickle."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import random
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from stillroom.log import Notice
+from stillroom.storage import whole
+
+SEAL = b"stillroom checkpoint sha256:"
+"""What follows the content of a checkpoint, before the hash of that content."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("wb") as file:
+    """Write a file so that a crash leaves either the old one or the new one, never a half.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; nothing that was there is lost.
+    """
+    with whole(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -60,44 +68,107 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; the one that was there becomes `NAME.before`.
+class _Hashing:
+    """Passes what is written on to a file, takes its hash, and remembers what the disk complained of."""
 
-    Raises:
-        OSError: the folder cannot be written or the disk is full; nothing that was there is lost.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(path.with_name(path.name + ".before"))
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OSError(
-            f"the checkpoint {path} could not be written ({error.strerror}): what was there is kept"
-        ) from error
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+        self.complaint: OSError | None = None
 
-
-def load(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, or the one before when it is damaged (with a warning), or None when there is none.
-
-    Raises:
-        ValueError: there are files, but none of them can be read.
-    """
-    candidates = [candidate for candidate in (path, path.with_name(path.name + ".before")) if candidate.exists()]
-    for candidate in candidates:
+    def write(self, content: bytes) -> int:
+        """Write and hash."""
         try:
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"checkpoint {candidate} cannot be read ({first_line}): trying the one before", stacklevel=2)
+            written = self.file.write(content)
+        except OSError as error:
+            self.complaint = error
+            raise
+        self.hash.update(content)
+        return written
+
+    def flush(self) -> None:
+        """Write out what waits."""
+        self.file.flush()
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint with its hash; the one that was there becomes `NAME.before`.
+
+    At every moment there is a whole checkpoint under `path`, or none was ever finished.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, text, and lists and dictionaries of them.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; nothing that was there is lost.
+    """
+    with whole(path) as file:
+        sealed = _Hashing(file)
+        try:
+            torch.save(state, sealed)
+        except RuntimeError as error:  # torch hides what the disk said
+            raise (sealed.complaint or error) from error
+        file.write(SEAL + sealed.hash.digest())
+        file.flush()
+        os.fsync(file.fileno())
+        if path.exists():
+            _keep(path, path.with_name(path.name + ".before"))
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Give a file a second name, which may be another file's until now."""
+    beside = before.with_name(f".{before.name}.{os.getpid()}.part")
+    try:
+        beside.unlink(missing_ok=True)
+        os.link(path, beside)
+        beside.replace(before)
+    except OSError:  # a disk without links
+        path.replace(before)
+
+
+def load(path: Path, *, wanted: Callable[[dict[str, Any]], bool] = lambda state: True) -> dict[str, Any] | None:
+    """Read a checkpoint, or the one before when it is damaged, or None when there is none that can be read.
+
+    What is damaged is said in a warning and put aside as `NAME.damaged`.
+
+    Args:
+        path: the file.
+        wanted: whether a checkpoint is the one looked for; others are passed over.
+    """
+    damaged: list[str] = []
+    for candidate in (path, path.with_name(path.name + ".before")):
+        if not candidate.exists():
             continue
-        return dict(state)
-    if candidates:
-        raise ValueError(f"no checkpoint in {path.parent} can be read: start the run anew in another folder")
+        try:
+            state = _read(candidate)
+        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            damaged.append(f"the checkpoint {candidate} is damaged ({why})")
+            with suppress(OSError):
+                candidate.replace(candidate.with_name(candidate.name + ".damaged"))
+            continue
+        if wanted(state):
+            if damaged:
+                warnings.warn(f"{damaged[0]}: the one before it is used", Notice, stacklevel=2)
+            return state
+    if damaged:
+        warnings.warn(f"{' and '.join(damaged)}: there is no other, so it starts anew", Notice, stacklevel=2)
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read one checkpoint, after its hash."""
+    size = path.stat().st_size
+    length = size - len(SEAL) - hashlib.sha256().digest_size
+    with path.open("rb") as file:
+        found, left = hashlib.sha256(), max(length, 0)
+        while left and (part := file.read(min(left, 1 << 20))):
+            found.update(part)
+            left -= len(part)
+        end = file.read()
+        if length <= 0 or not end.startswith(SEAL):
+            raise ValueError(f"its end is missing, {size} bytes are there")
+        if end != SEAL + found.digest():
+            raise ValueError("its content is not what was written")
+        file.seek(0)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _expected(error: Exception) -> bool:
-    return isinstance(error, EXPECTED) or type(error).__name__ in ("TrainingError", "ArgumentError")
+    return isinstance(error, EXPECTED) or any(
+        kind.__name__ in ("TrainingError", "ArgumentError") for kind in type(error).__mro__
+    )
 
 
 def _said(error: Exception) -> str:
@@ -85,6 +87,9 @@ def _dispatch(arguments: list[str]) -> None:
         "report": _report,
         "export": _export,
     }
+    from stillroom.log import show_notices_plainly
+
+    show_notices_plainly()
     with warnings.catch_warnings():
         if not os.environ.get("STILLROOM_TRACEBACK"):
             warnings.filterwarnings("ignore", module=r"(torch|accelerate|timm|transformers|datasets|tensorboard)\b.*")

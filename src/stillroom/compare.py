@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.distill import distill
+from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
 from stillroom.weigh import run_and_weigh
 
@@ -58,7 +59,8 @@ def compare(
     place = Path(given["out"]) if given["out"] is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     command = command_of("compare", {"methods": ",".join(names), **given})
     try:
-        results, _ = run_and_weigh(experiment, place, given, command=command)
+        with says_how_to_go_on(Path(given["out"]) if given["out"] is not None else None):
+            results, _ = run_and_weigh(experiment, place, given, command=command)
         return results
     finally:
         if given["out"] is None:

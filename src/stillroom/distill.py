@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
 from stillroom.weigh import run_and_weigh, sentence, summary_of, write_all
 
@@ -193,7 +194,8 @@ def distilled(options: Mapping[str, Any]) -> Distilled:
     experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     try:
-        results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
+        with says_how_to_go_on(Path(out) if out is not None else None):
+            results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
         return Distilled(results, place if out is not None else None, trained)
     finally:
         if out is None:

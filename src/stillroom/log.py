@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,25 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillroom.storage import storing, whole
+
+
+class Notice(UserWarning):
+    """Something a user should know of a run that goes on; the command line shows the sentence alone."""
+
+
+def show_notices_plainly() -> None:
+    """Let a `Notice` appear as one sentence, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    if getattr(before, "shows_notices", False):
+        return
+
+    def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+        return f"stillroom: {message}\n" if issubclass(category, Notice) else before(message, category, *place, **more)
+
+    shown.shows_notices = True  # type: ignore[attr-defined]
+    warnings.formatwarning = shown
 
 
 class JSONLines:
@@ -29,7 +49,6 @@ class JSONLines:
         self.path = path
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if from_step and path.exists():
             for line in path.read_text().splitlines():
@@ -38,12 +57,13 @@ class JSONLines:
                         kept.append(line + "\n")
                 except (json.JSONDecodeError, KeyError):
                     continue  # a line that was being written when the process died
-        path.write_text("".join(kept))
+        with whole(path) as file:
+            file.write("".join(kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
         if self.path is not None:
-            with self.path.open("a") as file:
+            with storing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
 
@@ -95,13 +115,26 @@ class Display:
 
 @contextmanager
 def interruptions() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into a flag that is looked at between steps."""
+    """Turn Ctrl-C, and a polite request to end (SIGTERM), into a flag that is looked at between steps.
+
+    A second Ctrl-C is not waited for: it raises KeyboardInterrupt where the program stands.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    pressed: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        if number == signal.SIGINT:
+            pressed.append(number)
+            if len(pressed) > 1:
+                raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
+from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples
 from stillroom.data.stream import sequential
 from stillroom.method import Losses, Method
@@ -21,6 +22,25 @@ ZERO_FOR = 50
 
 class TrainingError(RuntimeError):
     """Training cannot go on: a term is NaN, negative or constantly zero, or the teacher is no teacher."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss term, a gradient or a weight is NaN or infinite.
+
+    Attributes:
+        what: which, in words.
+        player: whose.
+        term: the loss term, where that is known.
+        place: where it began, in words; empty where it was not looked for.
+        samples: numbers of the batch's samples.
+    """
+
+    def __init__(self, text: str, found: NotFiniteError | None = None, *, player: str = "", term: str = "") -> None:
+        super().__init__(text)
+        self.what = text if found is None else found.what
+        self.player, self.term = (player, term) if found is None else (found.player, found.term)
+        self.place: str = "" if found is None else found.place
+        self.samples: list[int] = [] if found is None else found.samples
 
 
 class Tripwires:
@@ -49,19 +69,25 @@ class Tripwires:
                 "came into being with the first batch, build the method with probe= (a first batch)"
             )
 
+    @torch.no_grad()
+    def check_first(self, task: Task, batch: Batch) -> None:
+        """Let the task check values before anything is computed from them (a GPU dies of a label out of range)."""
+        task.check(batch)
+        outputs = self.method.product.eval()(batch.inputs)
+        self.method.train()
+        task.check(batch, outputs if isinstance(outputs, Tensor) else None)
+
     def watch(self, step: int, player: str, losses: Losses) -> None:
         """Look at the values of a step.
 
         Raises:
-            TrainingError: a term is NaN or infinite, below 0 though it cannot be, or has been 0 for too long.
+            NotFiniteError: a term is NaN or infinite.
+            TrainingError: a term is below 0 though it cannot be, or has been 0 for too long.
         """
         for name, term in losses.items():
             value = float(term.detach())
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss term {name!r} of player {player!r} is {value} at step {step}: lower the learning rate, clip "
-                    "gradients (clip=1.0), or look for such values in the data"
-                )
+                raise NotFiniteError(f"loss term {name!r} of player {player!r} is {value}", player=player, term=name)
             if value < -1e-5 and name not in self.method.may_be_negative:
                 raise TrainingError(
                     f"loss term {name!r} is {value:.4g} at step {step}, but it cannot be below 0: if it can, name it "
@@ -77,6 +103,32 @@ class Tripwires:
                         "check what it is computed from, or set its weight to 0"
                     )
 
+    @staticmethod
+    def gradients(player: str, parameters: Sequence[nn.Parameter]) -> None:
+        """Look at the gradients of a player, before they change a weight.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+        """
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if grads and not all_finite(grads):
+            raise NotFiniteError(f"a gradient of player {player!r} is not finite", player=player)
+
+    @staticmethod
+    def weights(step: int, players: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        """Look at the weights, before a checkpoint is made of them.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+        """
+        for player, parameters in players.items():
+            if not all_finite(parameters):
+                raise NotFiniteError(
+                    f"a weight of player {player!r} is not finite after step {step - 1}: no checkpoint is made of it, "
+                    "the one before is kept; lower the learning rate or clip gradients (clip=1.0)",
+                    player=player,
+                )
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know."""
         return {"alive": sorted(self.alive), "silent": dict(self.silent)}
@@ -84,6 +136,17 @@ class Tripwires:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what an interrupted training knew."""
         self.alive, self.silent = set(state["alive"]), dict(state["silent"])
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all values are finite: norms first, which is quick, each value where a norm has no number."""
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and not tensor.is_sparse]
+    if not floating:
+        return True
+    norms = torch._foreach_norm(floating)
+    if bool(torch.isfinite(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])).all()):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in floating)
 
 
 def gradient_shares(losses: Losses, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
@@ -106,6 +169,7 @@ def require_teacher(teacher: Frozen, task: Task, samples: Samples, device: torch
     Raises:
         TrainingError: with both numbers and what to do.
     """
+    teacher = teacher.settled if isinstance(teacher, Frozen) else teacher
     if samples.labels is None and samples.has_labels:  # they come with the inputs
         few = samples.subset(torch.arange(min(len(samples), 8)))
         if complaint := task.no_teacher(task.evaluate(teacher, sequential(few, 8), device=device)):

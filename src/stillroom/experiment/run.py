@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import pickle
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +22,11 @@ from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.record import machine, results_of, versions
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
+from stillroom.experiment.workers import work
+from stillroom.lock import NAME, locked, refuse_held, says_how_to_go_on
 from stillroom.method import Method
 from stillroom.task import Classification, Task
+from stillroom.teacher_cache import CacheOptions
 from stillroom.training import Training
 
 Results = dict[str, Any]
@@ -50,6 +48,7 @@ class Experiment:
         teacher_training: how the teacher is trained first, on all training labels; None takes it as it is.
         teacher_method: how: a method class that takes the network as its student; by its labels alone when not given.
         also: `(network, splits, teacher) -> further numbers` of what a training arm ships; None for none.
+        cache: what training arms keep of the teacher's answers, and where; None asks it anew at every step.
         claims: what is tested over the seeds.
         baseline: the arm that the others' differences are taken to.
         title: heading of the report.
@@ -75,6 +74,7 @@ class Experiment:
     teacher_training: Training | None = None
     teacher_method: Callable[..., Method] | None = None
     also: Callable[[nn.Module, Splits, Any], Mapping[str, float]] | None = None
+    cache: CacheOptions | None = None
     claims: Sequence[Claim] = ()
     baseline: str = "alone"
     title: str = ""
@@ -156,35 +156,56 @@ class Experiment:
         place = Path(tempfile.mkdtemp(prefix="stillroom-")) if folder is None else Path(folder)
         say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         speak = say if progress else (lambda line: None)
+        plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
         try:
-            started = self._check_folder(place, resume=resume)
-            plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
-            measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
-            if not started:
-                write_json(place / "run.json", {"config": self._config, "versions": versions()})
-            teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
-            if teacher_metrics and self.task.metric in teacher_metrics:
-                teacher = plan.teacher().fingerprint()
-                speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f} (weights {teacher})")
-            factors = plan.step_factors(seeds[0])
-            todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
-            if len(todo) < len(seeds) * len(self.arms):
-                speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
-            for name, seed, record in _work(plan, todo, factors, jobs):
-                value = record["metrics"].get(self.task.metric)
-                shown = "" if value is None else f": {self.task.metric} {value:.4f}"
-                speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
-            records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
-            results = results_of(self, records, teacher_metrics, seeds=seeds, level=level, command=command)
-            results["machine"] = machine(device, threads=plan.threads, jobs=jobs)
-            results["versions"] = versions()
-            results["seconds"] = round(time.monotonic() - began + plan.seconds_before(), 2)
-            if not temporary:
-                write_json(place / "results.json", results)
+            refuse_held(place)
+            self._check_folder(place, resume=resume)
+            kept = None if temporary else place
+            with says_how_to_go_on(kept, lambda: plan.how_far(seeds)), locked(kept):
+                results = self._run_in(
+                    plan, seeds, jobs=jobs, level=level, progress=progress, command=command, speak=speak
+                )
+                results["seconds"] = round(time.monotonic() - began + plan.seconds_before(), 2)
+                if not temporary:
+                    write_json(place / "results.json", results)
             return results
         finally:
             if temporary:
                 shutil.rmtree(place, ignore_errors=True)
+
+    def _run_in(
+        self,
+        plan: _Plan,
+        seeds: Sequence[int],
+        *,
+        jobs: int,
+        level: float,
+        progress: bool,
+        command: str,
+        speak: Callable[[str], None],
+    ) -> Results:
+        """Run it in a folder that nobody else works in."""
+        started = self._check_folder(plan.folder, resume=plan.resume)
+        measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
+        if not started:
+            write_json(plan.folder / "run.json", {"config": self._config, "versions": versions()})
+        teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
+        if teacher_metrics and self.task.metric in teacher_metrics:
+            teacher = plan.teacher().fingerprint()
+            speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f} (weights {teacher})")
+        factors = plan.step_factors(seeds[0])
+        todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
+        if len(todo) < len(seeds) * len(self.arms):
+            speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
+        for name, seed, record in work(plan, todo, factors, jobs):
+            value = record["metrics"].get(self.task.metric)
+            shown = "" if value is None else f": {self.task.metric} {value:.4f}"
+            speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
+        records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
+        results = results_of(self, records, teacher_metrics, seeds=seeds, level=level, command=command)
+        results["machine"] = machine(plan.device, threads=plan.threads, jobs=jobs)
+        results["versions"] = versions()
+        return results
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -195,7 +216,9 @@ class Experiment:
         written, config = place / "run.json", self._config
         if place.exists() and not place.is_dir():
             raise FileExistsError(f"{place} is a file: name a new folder for the run")
-        if place.exists() and any(place.iterdir()):
+        inside = {inner.name for inner in place.iterdir()} if place.exists() else set()
+        inside = {name for name in inside if name != NAME and not (name.startswith(".") and name.endswith(".part"))}
+        if inside:
             if not resume:
                 raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
             if written.exists():
@@ -207,7 +230,7 @@ class Experiment:
                         "same ones, or name a new folder"
                     )
                 return True
-            if {inner.name for inner in place.iterdir()} <= {"teacher"}:  # killed before it wrote its options
+            if inside <= {"teacher"}:  # killed before it wrote its options
                 return False
             raise FileExistsError(f"the folder {place} holds no run that could be resumed: name that run's folder")
         return False
@@ -261,6 +284,12 @@ class _Plan:
         file = self.path(name, seed) / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    def how_far(self, seeds: Sequence[int]) -> str:
+        """How many arms and seeds have finished, in words."""
+        arms = self.experiment.arms
+        done = sum(self.finished(name, seed) is not None for seed in seeds for name in arms)
+        return f"{done} of {len(seeds) * len(arms)} runs finished"
+
     def seconds_before(self) -> float:
         """Nothing is added for what an earlier, interrupted process spent: it is in each arm's own seconds."""
         return 0.0
@@ -272,7 +301,14 @@ class _Plan:
         if not is_method(arm):
             return arm
         return TrainingArm(
-            arm, experiment.task, experiment.student, factor, experiment.lrs, experiment.save, experiment.also
+            arm,
+            experiment.task,
+            experiment.student,
+            factor,
+            experiment.lrs,
+            experiment.save,
+            experiment.also,
+            experiment.cache,
         )
 
     def step_factors(self, seed: int) -> dict[str, float]:
@@ -305,85 +341,6 @@ class _Plan:
         write_json(folder / "result.json", record)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has finished: nothing to go on from
         return record
-
-
-def _work(
-    plan: _Plan, todo: Sequence[tuple[str, int]], factors: Mapping[str, float], jobs: int
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Run what is to do, yielding each as it finishes; a failure is raised after the others have finished."""
-    failures: list[tuple[str, int, Exception]] = []
-    if jobs == 1 or len(todo) <= 1:
-        before = torch.get_num_threads()
-        try:
-            for name, seed in todo:
-                try:
-                    yield name, seed, plan.execute(name, seed, factors.get(name, 1.0))
-                except Exception as error:  # the other arms go on; it is raised below
-                    failures.append((name, seed, error))
-        finally:
-            torch.set_num_threads(before)
-    else:
-        try:
-            content = pickle.dumps(plan)
-        except Exception as error:
-            raise TypeError(
-                f"this experiment cannot be sent to other processes ({error}): define its models and arms at the top "
-                "of a module, or run with jobs=1"
-            ) from error
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(todo)), context, _receive, (content,)) as pool:
-            waiting = {pool.submit(_execute, name, seed, factors.get(name, 1.0)): (name, seed) for name, seed in todo}
-            try:
-                while waiting:
-                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        name, seed = waiting.pop(future)
-                        failed = future.exception()
-                        if failed is None:
-                            yield name, seed, future.result()
-                        elif isinstance(failed, Exception):
-                            failures.append((name, seed, failed))
-                        else:
-                            raise failed
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    if failures:
-        name, seed, first = failures[0]
-        more = f" (and {len(failures) - 1} further runs failed)" if len(failures) > 1 else ""
-        raise _same_kind(first, f"arm {name!r}, seed {seed}: {str(first) or type(first).__name__}{more}") from first
-
-
-def _same_kind(error: Exception, text: str) -> Exception:
-    """An error of the same kind with another text; a RuntimeError where that kind takes more than a text."""
-    try:
-        return type(error)(text)
-    except TypeError:
-        return RuntimeError(f"{text} ({type(error).__name__})")
-
-
-_plan: _Plan | None = None
-
-
-def _receive(content: bytes) -> None:
-    global _plan
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _plan = pickle.loads(content)  # from our own parent process
-    torch.set_num_threads(_plan.threads)
-
-
-def _end_with_parent() -> None:
-    """Let no worker outlive a killed parent: it would write into a folder that a resumed run works in."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
-    if _plan is None:
-        raise RuntimeError("this worker process was not told its plan")
-    return _plan.execute(name, seed, factor)
 
 
 def default_task() -> Task:
