@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stillroom.data import Mixture, draw_mixture
+from stillroom.data import Mixture, draw_batch_mixture, draw_mixture
 from stillroom.data.batch import Batch
 
 
@@ -121,3 +121,25 @@ def test_what_cannot_be_is_refused():
         mixture.labels(torch.tensor([0, 1, -100, 2]), 4)
     with pytest.raises(ValueError, match=r"or \(4, 3\) shares, given \(4, 2\)"):
         mixture.labels(torch.rand(4, 2), 3)
+
+
+def test_one_share_for_a_batch_in_which_every_row_keeps_its_place():
+    mixture = draw_batch_mixture(50, beta=4.0, generator=seeded())
+    assert torch.equal(mixture.first, torch.arange(50))
+    assert mixture.second.sort().values.tolist() == list(range(50))
+    assert len(mixture.share.unique()) == 1
+    assert torch.equal(mixture.share, draw_batch_mixture(50, beta=4.0, generator=seeded()).share)
+    values = torch.randn(50, 2, dtype=torch.float64)
+    share = float(mixture.share[0])
+    torch.testing.assert_close(mixture.apply(values), share * values + (1 - share) * values[mixture.second])
+
+
+def test_the_larger_share_is_the_rows_own():
+    shares = torch.tensor([float(draw_batch_mixture(1, beta=4.0, generator=seeded(n)).share[0]) for n in range(400)])
+    assert float(shares.min()) >= 0.5
+    # E max(b, 1 - b) for Beta(4, 4): 1/2 + E|b - 1/2| = 1/2 + 35/256
+    assert float(shares.mean()) == pytest.approx(0.5 + 35 / 256, abs=0.02)
+    with pytest.raises(ValueError, match="samples must be 1 or more, given 0"):
+        draw_batch_mixture(0)
+    with pytest.raises(ValueError, match="beta must be a number above 0, given 0"):
+        draw_batch_mixture(3, beta=0)

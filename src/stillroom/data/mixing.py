@@ -127,6 +127,35 @@ def draw_mixture(
     return Mixture(first, second, share)
 
 
+def draw_batch_mixture(samples: int, *, beta: float = 4.0, generator: torch.Generator | None = None) -> Mixture:
+    """Draw MixMatch's mixture: every row keeps its place and the larger share, and is mixed with a row at random.
+
+    One share for the whole batch, l = max(b, 1 - b) with b from Beta(beta, beta); row i is l x[i] + (1 - l) x[p[i]]
+    with a permutation p.
+
+    Args:
+        samples: N, 1 or more.
+        beta: both parameters of the Beta distribution, above 0.
+        generator: of all draws, on the CPU; None for torch's global one.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Source: Berthelot et al. 2019, arXiv:1905.02249, with one share per batch as in Li et al. 2020, arXiv:2002.07394.
+
+    Example:
+        >>> mixture = draw_batch_mixture(8)
+        >>> mixture.first.tolist(), float(mixture.share.min()) >= 0.5
+        ([0, 1, 2, 3, 4, 5, 6, 7], True)
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be 1 or more, given {samples}: the batch is empty")
+    check_positive(beta=beta)
+    share = _draw_beta(1, beta, generator)
+    partner = torch.randperm(samples, generator=generator)
+    return Mixture(torch.arange(samples), partner, torch.maximum(share, 1 - share).expand(samples))
+
+
 def _draw_beta(samples: int, beta: float, generator: torch.Generator | None) -> Tensor:
     """Shares below 1 from Beta(beta, beta), by logarithms of two Gamma draws: small parameters do not underflow."""
     shapes = torch.full((2, samples), beta + 1.0, dtype=torch.float64)
