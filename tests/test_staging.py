@@ -14,6 +14,7 @@ from stillroom.baselines import Alone
 from stillroom.fit import fit
 from stillroom.losses import cross_entropy
 from stillroom.method import Losses, Method, Needs, Stage
+from stillroom.staging import StageRun
 from stillroom.task import Classification
 from stillroom.training import Optim, Training
 from tests.toys import batch, mlp, splits
@@ -297,3 +298,43 @@ def test_a_copied_method_stands_in_the_same_stage():
 def test_a_method_of_several_stages_passes_the_battery():
     report = check_method(Phases(), batch(12), task=Classification(), processes=False)
     assert report.ok
+
+
+class TwoRates(Method):
+    """The second stage goes at a hundredth of the rate."""
+
+    needs = Needs(labels="some", teacher=False)
+
+    def __init__(self) -> None:
+        super().__init__(mlp())
+
+    def stages(self):
+        return (Stage("first", share=1), Stage("second", share=1, fresh_optimizers=True, lr_factor=0.01))
+
+    def forward(self, batch):
+        return Losses(label=cross_entropy(self.student(batch.inputs), batch.labels))
+
+
+def rates_of(method, training):
+    run_ = StageRun(method, training, training.steps)
+    run_.begin()
+    first = run_.rate("student", 0)[0]
+    run_.finish(None)
+    run_.begin()
+    return first, run_.rate("student", training.steps // 2)[0]
+
+
+def test_a_stage_may_learn_slower():
+    training = Training(steps=STEPS, batch_size=16, optimizer=Optim("sgd", lr=0.5))
+    assert rates_of(TwoRates(), training) == pytest.approx((0.5, 0.005))
+    named = training.change(stages={"second": Optim("sgd", lr=0.3)})  # what is named counts as it is
+    assert rates_of(TwoRates(), named) == pytest.approx((0.5, 0.3))
+
+
+def test_parts_that_learn_at_rate_0_stand_still():
+    optimizer = Optim("sgd", lr=0.1, lr_factors={"student.0": 0.0})
+    method = TwoRates()
+    before = weights_of(method.student)
+    fitted = run(method, Training(steps=6, batch_size=16, optimizer=optimizer, keep="last"))
+    after = weights_of(fitted.product)
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"2"}

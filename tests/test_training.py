@@ -75,3 +75,23 @@ def test_sgd_looks_ahead_unless_told_otherwise():
     assert Optim("sgd").build(weights).param_groups[0]["nesterov"]
     assert not Optim("sgd", nesterov=False).build(weights).param_groups[0]["nesterov"]
     assert not Optim("sgd", momentum=0).build(weights).param_groups[0]["nesterov"]
+
+
+def test_parts_of_a_network_learn_at_rates_of_their_own():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
+    names, parameters = zip(*network.named_parameters(prefix="student"), strict=True)
+    options = Optim("sgd", lr=0.5, momentum=0.0, lr_factors={"student.0": 0.1, "student": 0.5, "student.1.0.bias": 0})
+    optimizer = options.build(parameters, names=names)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    assert [rates[id(one)] for one in parameters] == pytest.approx([0.05, 0.05, 0.25, 0.0])
+    assert {group["lr_factor"] for group in optimizer.param_groups} == {0.1, 0.5, 0.0}
+
+
+def test_factors_of_what_is_not_there_are_refused():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"lr_factors names 'student\.layer9'.* such as 'student\.layer1'"):
+        Optim(lr_factors={"student.layer9": 0.1}).build([parameter], names=["student.layer1.weight"])
+    with pytest.raises(ValueError, match="lr_factors names 'student'"):
+        Optim(lr_factors={"student": 0.1}).build([parameter])
+    with pytest.raises(ValueError, match=r"lr_factors\['student'\] must be a number of 0 or more, given -1"):
+        Optim(lr_factors={"student": -1})

@@ -27,6 +27,7 @@ class Fitted:
         curve: `(step, metrics)` of every evaluation.
         terms: `(step, {term: value}, {term: share of the gradient's norm})` of every logged step.
         teacher: the teacher's fingerprint; empty without a teacher.
+        cached: what was kept of the teacher's answers, and the largest errors; empty for a live teacher.
         stages: of every stage that has ended its name, first and last step, and, where it kept its best weights, the
             step they are of, by which number, and its value.
     """
@@ -39,6 +40,7 @@ class Fitted:
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     terms: list[tuple[int, dict[str, float], dict[str, float]]] = field(default_factory=list)
     teacher: str = ""
+    cached: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -103,7 +105,9 @@ class StageRun:
 
     def optimizer(self, player: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer that a player has now."""
-        return self._options(player).build(parameters)
+        options = self._options(player)
+        names = {id(parameter): name for name, parameter in self.method.named_parameters()}
+        return options.build(parameters, names=[names.get(id(one), "") for one in parameters])
 
     def _options(self, player: str) -> Any:
         number = self.optimizers_of[player]
@@ -115,7 +119,8 @@ class StageRun:
         if self.optimizers_of[player] == self.number:
             _, begin, end = self.plan[self.number]
             step, steps = step - begin, end - begin
-        return options.rate(step, steps), options.clip
+        factor = 1.0 if self.stage.name in self.training.stages else self.stage.lr_factor
+        return factor * options.rate(step, steps), options.clip
 
     def consider(self, measured: Mapping[str, float], step: int, average: EMA | None) -> None:
         """Remember the weights where they are the stage's best so far.

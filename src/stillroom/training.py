@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,9 @@ class Optim:
         gamma: the factor at a milestone.
         clip: largest gradient norm of the player; None for no clipping.
         nesterov: whether SGD with momentum looks ahead.
+        lr_factors: part of the method -> what its learning rate is multiplied by, 0 or more ("student.layer1": 0.1);
+            the longest name that fits a parameter counts, and the rest keeps `lr`. A distilled backbone that is tuned
+            on other data wants its early stages to move slowly.
 
     Raises:
         ValueError: a number outside its range, an unknown name.
@@ -43,6 +46,7 @@ class Optim:
     gamma: float = 0.1
     clip: float | None = None
     nesterov: bool = True
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.name, ("adamw", "adam", "sgd"))
@@ -59,6 +63,9 @@ class Optim:
             raise ValueError(f"clip (largest gradient norm) must be above 0, given {self.clip}")
         if any(not 0 < milestone < 1 for milestone in self.milestones):
             raise ValueError(f"milestones are parts of all steps in (0, 1), given {self.milestones}")
+        for part, factor in self.lr_factors.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"lr_factors[{part!r}] must be a number of 0 or more, given {factor}")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at a step (from 0) of a training of `steps` steps."""
@@ -72,18 +79,51 @@ class Optim:
             return self.lr * self.gamma ** sum(step >= milestone * steps for milestone in self.milestones)
         return self.lr
 
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the torch optimizer for some parameters."""
+    def build(
+        self, parameters: Iterable[torch.nn.Parameter], *, names: Sequence[str] | None = None
+    ) -> torch.optim.Optimizer:
+        """Make the torch optimizer for some parameters.
+
+        Args:
+            parameters: what it moves.
+            names: their names, one each; needed where `lr_factors` names parts.
+
+        Raises:
+            ValueError: `lr_factors` names a part that has none of these parameters.
+        """
         import torch
 
-        parameters = list(parameters)
+        groups = self._groups(list(parameters), names)
         if self.name == "sgd":
             nesterov = self.nesterov and self.momentum > 0
             return torch.optim.SGD(
-                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
+                groups, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return kind(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+
+    def _groups(self, parameters: list[torch.nn.Parameter], names: Sequence[str] | None) -> Any:
+        """The parameters, or with `lr_factors` a group of them per factor."""
+        if not self.lr_factors:
+            return parameters
+        fitting = [
+            [part for part in self.lr_factors if name == part or name.startswith(f"{part}.")]
+            for name in names or [""] * len(parameters)
+        ]
+        if strange := sorted(set(self.lr_factors) - {part for parts in fitting for part in parts}):
+            raise ValueError(
+                f"lr_factors names {strange[0]!r}, but no parameter lies there: name a part of the method, such as "
+                f"{next(iter(names or ('student',))).rpartition('.')[0]!r}"
+            )
+        factors = [self.lr_factors[max(parts, key=len)] if parts else 1.0 for parts in fitting]
+        return [
+            {
+                "params": [one for one, own in zip(parameters, factors, strict=True) if own == factor],
+                "lr": factor * self.lr,
+                "lr_factor": factor,
+            }
+            for factor in sorted(set(factors))
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,8 @@ class Training:
         stages: optimizers of single stages, by name, before those of players; such a stage begins with new ones, whose
             schedules run over it alone.
         augment: name of the batch augmentation; None for the data set's own default.
+        views: how many augmented views of each sample there are, the same ones for every seed; epoch e shows view
+            `e % views`. None draws anew at every step. A teacher whose answers are cached wants a number.
         unlabelled_batch: unlabelled samples per step beside the labelled ones; None for as many as `batch_size` when
             there is a pool and the method can use it.
         accumulate: parts a batch is cut into, one after the other; the same loss and gradient with less memory.
@@ -118,6 +160,7 @@ class Training:
     players: Mapping[str, Optim] = field(default_factory=dict)
     stages: Mapping[str, Optim] = field(default_factory=dict)
     augment: str | None = None
+    views: int | None = None
     unlabelled_batch: int | None = None
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -130,7 +173,7 @@ class Training:
             object.__setattr__(self, "epochs", 10.0)
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both: given epochs={self.epochs} and steps={self.steps}")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "evaluate_every"):
+        for name in ("epochs", "steps", "batch_size", "accumulate", "evaluate_every", "views"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, given {value}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.blocks import Frozen, fingerprint
+from stillroom.blocks import Average, Cached, Frozen, fingerprint
 from stillroom.data.batch import Batch
 
 
@@ -95,5 +95,54 @@ def test_the_fingerprint_changes_with_any_value_name_or_type():
 def test_wrong_teachers_are_refused():
     with pytest.raises(TypeError, match="given str"):
         Frozen("resnet18")
-    with pytest.raises(ValueError, match='"running" or "batch", given \'eval\''):
+    with pytest.raises(ValueError, match='"running", "batch" or "train", given \'eval\''):
         Frozen(nn.Identity(), batch_norm="eval")
+
+
+def test_in_training_mode_statistics_move_and_parameters_stay():
+    inner = network()
+    inner(torch.randn(32, 4))
+    teacher, inputs = Frozen(inner, batch_norm="train"), torch.randn(64, 4) + 3
+    before = copy.deepcopy(inner.state_dict())
+    first, second = teacher(inputs), teacher(inputs)
+    assert not torch.equal(first, second)  # dropout
+    assert not first.requires_grad
+    moved = {name for name, value in inner.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert not any(module.training for module in inner.modules())
+
+
+def test_the_mode_comes_back_after_an_error():
+    for mode in ("batch", "train"):
+        inner = network()
+        with pytest.raises(RuntimeError):
+            Frozen(inner, batch_norm=mode)(torch.randn(8, 5))
+        assert not any(module.training for module in inner.modules())
+        assert inner[1].track_running_stats
+
+
+def test_networks_inside_a_provider_are_in_the_mode_that_was_asked_for():
+    inner, inputs = network(), torch.randn(8, 4) + 3
+    single = Frozen(inner, batch_norm="batch")(inputs)
+    assert torch.equal(Frozen(Average([inner, inner]), batch_norm="batch")(inputs), single)
+    assert not torch.equal(Frozen(Average([inner, inner]))(inputs), single)
+
+
+@pytest.mark.parametrize("mode", ["batch", "train"])
+def test_a_cache_beside_statistics_of_the_batch_is_refused(mode):
+    with pytest.raises(ValueError, match=f"batch_norm='{mode}' makes answers depend on the batch.* Cached teacher"):
+        Frozen(Cached(network(), 10), batch_norm=mode)
+    with pytest.raises(ValueError, match="Average teacher"):
+        Frozen(Average([Cached(network(), 10)]), batch_norm=mode)
+    with pytest.raises(ValueError, match=f"must not depend on the batch, given .*batch_norm='{mode}'"):
+        Cached(Frozen(network(), batch_norm=mode), 10)
+    assert Frozen(Cached(network(), 10)).batch_norm == "running"
+
+
+def test_it_is_measured_by_its_stored_statistics():
+    inner, inputs = network(), torch.randn(1, 4)
+    teacher = Frozen(inner, batch_norm="train")
+    before = fingerprint(inner)
+    assert torch.equal(teacher.settled(inputs), inner(inputs))  # one sample has no statistics
+    assert fingerprint(inner) == before
+    assert Frozen(inner).settled.batch_norm == "running"

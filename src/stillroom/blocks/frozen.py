@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,21 +24,29 @@ class Frozen(nn.Module):
             `takes_batch = True`, called with the whole `Batch` (`predict(batch) -> outputs`,
             tensors or a NumPy array).
         batch_norm: "running" uses the stored statistics; "batch" normalises by the current batch and leaves the stored
-            statistics alone.
+            statistics alone. "train" runs the whole network in training mode while it is asked: it normalises by the
+            batch, moves the stored statistics and draws dropout; parameters alone are frozen then. Functions have no
+            mode.
 
     Raises:
         TypeError: `network` is not callable.
-        ValueError: `batch_norm` is another word.
+        ValueError: `batch_norm` is another word, or is not "running" for a network that answers from memory.
     """
 
     def __init__(
-        self, network: nn.Module | Callable[[Any], Any], *, batch_norm: Literal["running", "batch"] = "running"
+        self, network: nn.Module | Callable[[Any], Any], *, batch_norm: Literal["running", "batch", "train"] = "running"
     ) -> None:
         super().__init__()
         if not callable(network):
             raise TypeError(f"a teacher must be a module or a function predict(batch), given {type(network).__name__}")
-        if batch_norm not in ("running", "batch"):
-            raise ValueError(f'batch_norm must be "running" or "batch", given {batch_norm!r}')
+        if batch_norm not in ("running", "batch", "train"):
+            raise ValueError(f'batch_norm must be "running", "batch" or "train", given {batch_norm!r}')
+        parts = network.modules() if isinstance(network, nn.Module) else (network,)
+        if batch_norm != "running" and any(getattr(part, "answers_from_memory", False) for part in parts):
+            raise ValueError(
+                f"batch_norm={batch_norm!r} makes answers depend on the batch, but a {type(network).__name__} teacher "
+                'answers from memory: use batch_norm="running" (teacher_mode="eval"), or the teacher without a cache'
+            )
         self.batch_norm = batch_norm
         self._hidden = (network,)  # in a tuple: nn.Module registers modules, not tuples of them
         if isinstance(network, nn.Module):
@@ -50,6 +57,11 @@ class Frozen(nn.Module):
     def network(self) -> Any:
         """The network that is held."""
         return self._hidden[0]
+
+    @property
+    def settled(self) -> Frozen:
+        """The same network by its stored statistics: how it is measured, whatever the rest of a batch holds."""
+        return self if self.batch_norm == "running" else Frozen(self.network)
 
     @torch.no_grad()
     def forward(self, inputs: Any, *more: Any) -> Any:
@@ -62,26 +74,37 @@ class Frozen(nn.Module):
         network = self.network
         if not isinstance(network, nn.Module) or getattr(network, "takes_batch", False):
             batch = inputs if isinstance(inputs, Batch) else Batch(inputs)
-            said = network(batch)
+            said = self._ask(network, batch)
             if isinstance(said, np.ndarray):
                 said = torch.from_numpy(said.astype(np.float32)).to(next(iter(tensors_in(batch.inputs))).device)
             return map_tensors(said, Tensor.detach)
         if isinstance(inputs, Batch):
             inputs = inputs.inputs
+        return self._ask(network, inputs, *more)
+
+    def _ask(self, network: Any, *given: Any) -> Any:
+        """Call the network in the mode that was chosen, and leave it in eval mode."""
+        if not isinstance(network, nn.Module):
+            return network(*given)
         if network.training:  # somebody who holds the same network set it to train
             network.eval()
         if self.batch_norm == "running":
-            return network(inputs, *more)
+            return network(*given)
+        if self.batch_norm == "train":
+            network.train()
+            try:
+                return network(*given)
+            finally:
+                network.eval()
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        kept = [copy.deepcopy(norm.state_dict()) for norm in norms]
-        for norm in norms:
-            norm.train()
+        tracked = [norm.track_running_stats for norm in norms]
+        for norm in norms:  # this is how torch is told to normalise by the batch and to write nothing down
+            norm.training, norm.track_running_stats = True, False
         try:
-            return network(inputs, *more)
+            return network(*given)
         finally:
-            for norm, state in zip(norms, kept, strict=True):
-                norm.eval()
-                norm.load_state_dict(state)
+            for norm, before in zip(norms, tracked, strict=True):
+                norm.training, norm.track_running_stats = False, before
 
     def fingerprint(self) -> str:
         """Twelve hex digits of a SHA-256 over names, shapes and values of all weights and buffers.

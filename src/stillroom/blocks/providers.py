@@ -105,8 +105,9 @@ class Cached(nn.Module):
         watch_inputs: keep and compare the checksums of the inputs; False saves a pass over the inputs.
 
     Raises:
-        ValueError: size below 1, a dtype that is no float; when called, a batch without an index, an index out of
-            range, inputs that changed, or outputs of another shape than before or too large for `dtype`.
+        ValueError: size below 1, a dtype that is no float, a teacher that normalises by the batch; when called, a batch
+            without an index, an index out of range, inputs that changed, or outputs of another shape than before or
+            too large for `dtype`.
         TypeError: the provider cannot be called; when called, it returns no tensor.
     """
 
@@ -127,6 +128,11 @@ class Cached(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float dtype such as torch.float32 or torch.float16, given {dtype}")
         self.provider = provider if isinstance(provider, Frozen) else Frozen(provider)
+        if self.provider.batch_norm != "running":
+            raise ValueError(
+                f"a cached answer must not depend on the batch, given a teacher with batch_norm="
+                f'{self.provider.batch_norm!r}: use batch_norm="running", or the teacher without a cache'
+            )
         self.size = size
         self.dtype = dtype
         self.watch_inputs = watch_inputs

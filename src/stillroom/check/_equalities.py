@@ -175,13 +175,14 @@ def _teach_itself(method: Method) -> Skip | None:
         }
         if alike and str(network) == str(student):
             network.load_state_dict(own)
+            teacher.batch_norm = "running"  # as the student, which is in eval mode
             for hook in student._forward_hooks.values():
                 if isinstance(hook, _Standardise):
                     network.register_forward_hook(hook, prepend=True)
             return None
     if method.needs.features:
         return Skip("the method reads inside its networks: build it with a teacher of the student's architecture")
-    method.teacher = Frozen(copy.deepcopy(student), batch_norm=teacher.batch_norm)
+    method.teacher = Frozen(copy.deepcopy(student))
     return None
 
 
