@@ -16,6 +16,7 @@ from stillroom.experiment import sections
 from stillroom.experiment.findings import Findings, read
 from stillroom.experiment.markup import Html, tag
 from stillroom.experiment.wording import TONES, Headline, headline, reference, scale_of, spaced
+from stillroom.storage import whole
 
 _STYLES = {"good": "green", "bad": "red"}
 
@@ -78,14 +79,15 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> Path:
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        OSError: the file cannot be written; the one that was there is kept.
         ValueError: the dictionary cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the file in it, such as {path / 'report.html'}")
     page = render_report(results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    with whole(path) as file:
+        file.write(page.encode())
     return path
 
 
