@@ -27,6 +27,7 @@ def loss_fell(result: Result) -> bool:
 CASES: dict[str, tuple[dict[str, Any], Callable[[Result], bool]]] = {
     "accelerate_loop": ({"epochs": 8}, learned),
     "hf_trainer": ({}, learned),
+    "large_vocabulary": ({"steps": 30}, loss_fell),
     "plain_loop": ({"steps": 200}, learned),
     "timm_model": ({"teacher_steps": 20, "steps": 15}, loss_fell),
 }

@@ -10,6 +10,7 @@ EXTRAS = {
     "peft": "generation",
     "gymnasium": "exploration",
     "stable_baselines3": "exploration",
+    "liger_kernel": "benchmarks",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",

@@ -5,6 +5,7 @@ import torch
 
 from stillroom.data import CharacterTokenizer
 from stillroom.language import cut_to_vocabulary, require_one_vocabulary
+from stillroom.losses import kl_divergence, vocabulary_kl
 
 
 @pytest.mark.parametrize(("width", "size"), [(98, 98), (128, 98), (151_936, 151_665), (51_200, 50_295)])
@@ -14,6 +15,24 @@ def test_padding_is_cut(width, size):
     assert torch.equal(cut, logits[..., :size])
     cut.softmax(-1).square().sum().mul(3).backward()
     assert not logits.grad[..., size:].any()
+
+
+def test_output_layers_of_different_padding_are_cut_to_one_vocabulary():
+    tokenizer = CharacterTokenizer("abc")
+    hidden, theirs = torch.randn(4, 3, requires_grad=True), torch.randn(4, 2)
+    wide, wider, bias = torch.randn(8, 3, requires_grad=True), torch.randn(64, 2), torch.randn(64)
+    heads = [cut_to_vocabulary(one, tokenizer, dim=0) for one in (wide, wider, bias)]
+    assert [tuple(head.shape) for head in heads] == [(5, 3), (5, 2), (5,)]
+    loss = vocabulary_kl(hidden, heads[0], theirs, heads[1], teacher_bias=heads[2])
+    logits = cut_to_vocabulary(hidden @ wide.T, tokenizer), cut_to_vocabulary(theirs @ wider.T + bias, tokenizer)
+    right = kl_divergence(*logits)
+    torch.testing.assert_close(loss, right)
+    for found, expected in zip(*(torch.autograd.grad(3 * one, [hidden, wide]) for one in (loss, right)), strict=True):
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"teacher gives 4 logits.*\(3 characters\) has 5 tokens"):
+        cut_to_vocabulary(wider[:4], tokenizer, whose="the teacher", dim=0)
+    with pytest.raises(ValueError, match=r"student_matrix has 8 rows, but teacher_matrix has 64: .*dim=0"):
+        vocabulary_kl(hidden, wide, theirs, wider)
 
 
 def test_the_size_is_asked_of_the_tokenizer():

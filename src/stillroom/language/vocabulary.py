@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,20 +15,23 @@ def padding_allowed(size: int) -> int:
     return min(max(size // 8, LEAST_PADDING), MOST_PADDING)
 
 
-def cut_to_vocabulary(logits: Tensor, tokenizer: Sized | int, *, whose: str = "the model") -> Tensor:
-    """Cut logits that are padded beyond a tokenizer to its true size, before any softmax.
+def cut_to_vocabulary(
+    logits: Tensor, tokenizer: Sized | int, *, whose: str = "the model", dim: Literal[-1, 0] = -1
+) -> Tensor:
+    """Cut logits, or an output layer's weight, that are padded beyond a tokenizer to its true size, before any softmax.
 
     Models of one family pad their vocabulary to different multiples (of 64, 128, ...); the rows beyond the tokenizer
     stand for nothing and are never trained. Logits that have fewer entries than the tokenizer, or so many more that
     they cannot be padding (an eighth of the vocabulary, at least 128, at most 1,024), are of another vocabulary.
 
     Args:
-        logits: `(..., W)`.
+        logits: `(..., W)`; or, with `dim=0`, an output layer's weight `(W, D)` or bias `(W,)`, which give W logits.
         tokenizer: the tokenizer of the model, or its size V.
         whose: what gives the logits, for the message.
+        dim: where W is: -1 for logits, 0 for weight and bias.
 
     Returns:
-        `(..., V)`, the logits themselves where W is V.
+        `(..., V)`, or `(V, ...)` for `dim=0`; what was given itself where W is V.
 
     Raises:
         ValueError: W is below V, or above it by more than padding.
@@ -37,9 +40,11 @@ def cut_to_vocabulary(logits: Tensor, tokenizer: Sized | int, *, whose: str = "t
         >>> import torch
         >>> cut_to_vocabulary(torch.zeros(2, 5, 128), 98).shape
         torch.Size([2, 5, 98])
+        >>> cut_to_vocabulary(torch.zeros(128, 16), 98, dim=0).shape
+        torch.Size([98, 16])
     """
     size = tokenizer if isinstance(tokenizer, int) else len(tokenizer)
-    width = logits.shape[-1]
+    width = logits.shape[dim]
     if width == size:
         return logits
     name = getattr(tokenizer, "name", None) or getattr(tokenizer, "name_or_path", None)
@@ -54,7 +59,7 @@ def cut_to_vocabulary(logits: Tensor, tokenizer: Sized | int, *, whose: str = "t
             f"{whose} gives {width} logits per position, {width - size} more than the {size} tokens of {called}, too "
             f"many to be padding (at most {padding_allowed(size)}): take the tokenizer that the model was trained with"
         )
-    return logits[..., :size]
+    return logits.narrow(dim, 0, size)
 
 
 def require_one_vocabulary(teacher: Any, student: Any, *, teacher_name: str, student_name: str) -> None:
