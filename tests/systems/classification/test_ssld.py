@@ -170,12 +170,22 @@ def test_a_student_learns_from_images_alone_and_from_nothing_where_the_teacher_k
     assert taught_by(shuffled) < 0.45  # chance is 0.2; a class may by luck be called by its name
 
 
-def test_it_can_be_used_from_the_front_door_on_images_alone():
-    inputs = problem(60).inputs
+@pytest.mark.parametrize(("method", "labels"), [("ssld", None), ("ssld-soft", 20)])
+def test_it_can_be_used_from_the_front_door(method, labels):
+    batch = problem(60)
+    data = batch.inputs if labels is None else (batch.inputs, batch.labels)  # images alone, or a pool beside labels
     found = distill(
-        ConvNet(4), ConvNet(2), inputs, method="ssld", steps=2, batch_size=8, seeds=1, progress=False, device="cpu"
+        trained_teacher(),
+        ConvNet(2),
+        data,
+        method=method,
+        labels=labels,
+        steps=2,
+        batch_size=8,
+        seeds=1,
+        progress=False,
     )
-    assert set(found.results["arms"]) >= {"alone", "ssld"}
+    assert set(found.results["arms"]) >= {"alone", method}
 
 
 def test_what_cannot_be_is_refused():
