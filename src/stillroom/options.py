@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,9 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         options: the arguments of `distill`.
     """
     from stillroom.baselines import Alone
+    from stillroom.experiment.arm import method_class, takes_teacher
     from stillroom.experiment.run import Experiment
+    from stillroom.teacher_cache import cache_options, check_cacheable
 
     options = with_defaults(options, teacher=takes_teacher_of(methods, options))
     check_early(options)
@@ -42,9 +45,10 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         name, arm = arm_of(given, arguments)
         arms[name] = arm
         check_fits(name, arm, task)
-    cache = cache_of(options)
+    cache = cache_options(options["cache_teacher"], options["cache_folder"])
     for name, arm in arms.items():
-        check_cache(name, arm, cache, task)
+        if cache is not None and takes_teacher(arm):
+            check_cacheable(f"method {name!r}", getattr(method_class(arm), "needs", None), cache.keep, task.name)
     training = training_of(options)
     first = options["teacher_epochs"]
     if first is not None and not first > 0:
@@ -66,7 +70,9 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         title=title_of(list(arms), options),
         method=list(arms)[-1] if len(methods) == 1 else None,
         config={
-            k: _plain(v) for k, v in options.items() if k not in ("out", "resume", "progress", "jobs", "cache_folder")
+            k: _plain(v)
+            for k, v in options.items()
+            if k not in ("out", "resume", "progress", "jobs", "executor", "cache_folder")
         },
         lrs=lrs,
         equal_time=options["budget"] == "time",
@@ -86,6 +92,7 @@ def check_early(options: Mapping[str, Any]) -> None:
         device=options["device"],
         workers=options["workers"],
         level=options["level"],
+        executor=options["executor"],
     )
     seeds_of(options)
     if options["augment"] is not None:
@@ -95,8 +102,10 @@ def check_early(options: Mapping[str, Any]) -> None:
     out = Path(options["out"]) if options["out"] is not None else None
     if out is not None and out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a new folder for the run")
-    refuse_held(out)
-    if out is not None and out.exists() and any(out.iterdir()) and not options["resume"]:
+    first = os.environ.get("RANK", "0") == "0"  # the others may find what the first of several has begun
+    if first:
+        refuse_held(out)
+    if first and out is not None and out.exists() and any(out.iterdir()) and not options["resume"]:
         raise FileExistsError(f"the folder {out} exists and is not empty: name a new one, or resume that run")
     if options["resume"] and out is None:
         raise ValueError("resume needs the folder of the run: name it as out (--out)")
@@ -111,9 +120,8 @@ def takes_teacher_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: 
         return True
     if options["teacher"] is not None or options["teacher_epochs"] is not None:
         raise ValueError(
-            f"{', '.join(name for name, _ in named)} trains without a teacher, given teacher="
-            f"{_short(options['teacher'])} and teacher_epochs={options['teacher_epochs']}: leave them out, or take a "
-            "method that learns from one"
+            f"{named[0][0]} trains without a teacher, given teacher={_short(options['teacher'])} and teacher_epochs="
+            f"{options['teacher_epochs']}: leave them out, or take a method that learns from one"
         )
     return False
 
@@ -136,12 +144,7 @@ def _short(model: Any) -> str:
 
 
 def with_defaults(options: Mapping[str, Any], *, teacher: bool = True) -> dict[str, Any]:
-    """Fill in what was not given: the whole embedded task when there is neither teacher nor student.
-
-    Args:
-        options: the arguments of `distill`.
-        teacher: whether there is to be one.
-    """
+    """Fill in what was not given, without a teacher on request: the embedded task where no network is named."""
     options = _of_task(dict(options))
     if options["teacher"] is None and options["student"] is None and _is(options["data"], "digits"):
         embedded = {
@@ -290,30 +293,6 @@ def check_fits(name: str, arm: Any, task: Any) -> None:
         )
 
 
-def cache_of(options: Mapping[str, Any]) -> Any:
-    """What is kept of the teacher's answers, and where; None for a teacher that is asked at every step."""
-    from stillroom.teacher_cache import CacheOptions
-
-    keep, folder = options["cache_teacher"], options["cache_folder"]
-    if keep is None:
-        if folder is not None:
-            raise ValueError(
-                "cache_folder says where answers are kept, but none are: name what (--cache-teacher float16)"
-            )
-        return None
-    return CacheOptions(Path(folder or "~/.cache/stillroom/answers").expanduser(), keep)
-
-
-def check_cache(name: str, arm: Any, cache: Any, task: Any) -> None:
-    """Refuse a method that needs more of its teacher than a cache has."""
-    from stillroom.experiment.arm import method_class, takes_teacher
-    from stillroom.teacher_cache import check_cacheable
-
-    kind = method_class(arm)
-    if cache is not None and kind is not None and takes_teacher(arm):
-        check_cacheable(f"method {name!r}", kind.needs, cache.keep, task.name)
-
-
 def training_of(options: Mapping[str, Any]) -> Any:
     """The training options of every arm."""
     from stillroom.training import Optim, Training
@@ -352,10 +331,10 @@ def seeds_of(options: Mapping[str, Any]) -> list[int]:
 
 def jobs_of(options: Mapping[str, Any]) -> int:
     """How many processes: as given, or one per core on a machine without a GPU."""
-    import os
-
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes that there are train every arm together
+        return 1
     if options["jobs"] is not None:
         return int(options["jobs"])
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
