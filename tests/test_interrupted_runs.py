@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom import hub
+from stillroom import checkpoint, hub
 from stillroom.cli import main
 from stillroom.lock import locked
 from tests.cli_toys import make_here, make_models, run  # noqa: F401
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_the_workers_too(place, whole, capsys, to):
         process = subprocess.Popen(program, stdout=log, stderr=log, env=os.environ | ONE, start_new_session=True)
         try:
             until = time.monotonic() + 200
-            while len(list((place / "run").glob("arms/*/seed-0/checkpoints/last.pt"))) < 2:
+            while sum(one.stat().st_size > 0 for one in (place / "run").glob("arms/*/seed-0/metrics.jsonl")) < 2:
                 assert process.poll() is None, (place / "log").read_text()
                 assert time.monotonic() < until
                 time.sleep(0.02)
@@ -164,7 +164,9 @@ def test_ctrl_c_ends_the_workers_too(place, whole, capsys, to):
     while alive(process.pid) and time.monotonic() < until:
         time.sleep(0.05)
     assert alive(process.pid) == []
-    assert len(list((place / "run").glob("arms/*/seed-0/checkpoints/last.pt"))) == 2
+    kept = [checkpoint.load(path) for path in (place / "run").glob("arms/*/seed-*/checkpoints/last.pt")]
+    assert len(kept) == 2
+    assert all(0 < state["step"] < 4000 for state in kept)
 
 
 # ---- two runs, one folder

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     with whole(path) as file:
         sealed = _Hashing(file)
         try:
-            torch.save(state, sealed)
+            torch.save(state, cast(IO[bytes], sealed))  # all that it calls is write and flush
         except RuntimeError as error:  # torch hides what the disk said
             raise (sealed.complaint or error) from error
         file.write(SEAL + sealed.hash.digest())

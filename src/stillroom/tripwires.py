@@ -37,8 +37,9 @@ class NotFiniteError(TrainingError):
 
     def __init__(self, text: str, found: NotFiniteError | None = None, *, player: str = "", term: str = "") -> None:
         super().__init__(text)
-        self.what = text if found is None else found.what
-        self.player, self.term = (player, term) if found is None else (found.player, found.term)
+        self.what: str = text if found is None else found.what
+        self.player: str = player if found is None else found.player
+        self.term: str = term if found is None else found.term
         self.place: str = "" if found is None else found.place
         self.samples: list[int] = [] if found is None else found.samples
 

@@ -89,6 +89,11 @@ def work(
                 pool.shutdown(wait=False, cancel_futures=True)
                 _end(set(multiprocessing.active_children()) - others)
                 raise
+    failed_together(failures)
+
+
+def failed_together(failures: Sequence[tuple[str, int, Exception]]) -> None:
+    """Raise the first of several runs' errors, with the run's name and the number of the others; nothing for none."""
     if failures:
         name, seed, first = failures[0]
         more = f" (and {len(failures) - 1} further runs failed)" if len(failures) > 1 else ""
@@ -133,6 +138,7 @@ def _end(workers: set[Any]) -> None:
 
 
 _plan: Plan | None = None
+_over = False
 
 
 def _receive(content: bytes) -> None:
@@ -162,6 +168,13 @@ def _end_with_parent() -> None:
 
 
 def _execute(name: str, seed: int, factor: float) -> dict[str, Any]:
+    global _over
     if _plan is None:
         raise RuntimeError("this worker process was not told its plan")
-    return _plan.execute(name, seed, factor)
+    if _over:  # what was waiting in line for this worker is not begun any more
+        raise KeyboardInterrupt
+    try:
+        return _plan.execute(name, seed, factor)
+    except KeyboardInterrupt:
+        _over = True
+        raise
