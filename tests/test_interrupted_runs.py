@@ -13,6 +13,7 @@ import pytest
 
 from stillroom import checkpoint, hub
 from stillroom.cli import main
+from stillroom.experiment import workers
 from stillroom.lock import locked
 from tests.cli_toys import make_here, make_models, run  # noqa: F401
 
@@ -167,6 +168,24 @@ def test_ctrl_c_ends_the_workers_too(place, whole, capsys, to):
     kept = [checkpoint.load(path) for path in (place / "run").glob("arms/*/seed-*/checkpoints/last.pt")]
     assert len(kept) == 2
     assert all(0 < state["step"] < 4000 for state in kept)
+
+
+def test_a_worker_that_was_asked_to_end_begins_nothing_more(monkeypatch):
+    begun = []
+
+    class Plan:
+        threads = 1
+
+        def execute(self, name, seed, factor=1.0):
+            begun.append((name, seed))
+            raise KeyboardInterrupt("stopped after step 5 of 12")
+
+    monkeypatch.setattr(workers, "_plan", Plan())
+    monkeypatch.setattr(workers, "_over", False)
+    for seed in range(3):  # the second waits in line already when the first is stopped
+        with pytest.raises(KeyboardInterrupt):
+            workers._execute("kd", seed, 1.0)
+    assert begun == [("kd", 0)]
 
 
 # ---- two runs, one folder
