@@ -208,7 +208,8 @@ class DivideMix(Method):
 
     def select(self, samples: Samples) -> None:
         """Sort all samples anew: remember each network's probability that a label is right."""
-        for memory, scores in zip(self.clean, self.scores(samples), strict=True):
+        memories: Any = self.clean
+        for memory, scores in zip(memories, self.scores(samples), strict=True):
             memory.put(samples.index, clean_probability(scores, largest_kurtosis=self.largest_kurtosis))
         self.selections += 1
         self.drawn.zero_()

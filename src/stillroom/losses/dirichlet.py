@@ -46,7 +46,7 @@ def calibrated_softmax(logits: Tensor, *, gamma: float | None = None) -> Tensor:
 
     Example:
         >>> calibrated_softmax(torch.tensor([[0.0, 2.0, 0.0, 0.0], [-2.0, 0.0, -2.0, -2.0]]), gamma=1.0)[:, 1]
-        tensor([0.5831, 0.3700])
+        tensor([0.5830, 0.3700])
     """
     return _raised(logits, gamma)[0].softmax(dim=1)
 

@@ -15,4 +15,14 @@ SYSTEMS: tuple[System, ...] = (
         needs="a pool, somebody who labels, a network that is trained again each round",
         gives="which samples to label, and a classifier",
     ),
+    System(
+        slug="dpc",
+        title="Dirichlet-Based Prediction Calibration for Learning with Noisy Labels",
+        arxiv="2401.07062",
+        year=2024,
+        kind="labels",
+        module="stillroom.systems.labels.dpc",
+        needs="labels of which many may be wrong, two networks",
+        gives="a classifier, and for every label how probably it is right",
+    ),
 )
