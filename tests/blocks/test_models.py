@@ -185,3 +185,10 @@ def test_one_seed_gives_one_network():
         torch.manual_seed(3)
         networks.append(build("resnet8", classes=10, in_channels=3, image_size=32).state_dict())
     assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+def test_the_preactivation_resnet_for_small_images():
+    network = build("preact-resnet18", classes=10, in_channels=3, image_size=32)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == 11_171_146 + 2 * 512  # the noisy-label papers' network, with the batch norm that follows the blocks
+    assert network(torch.rand(2, 3, 16, 16)).shape == (2, 10)

@@ -40,6 +40,7 @@ def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.M
       "resnet8x4" and "resnet32x4": a stem of 32 and stages of 64, 128 and 256.
     - "wrn-DEPTH-WIDTH": a wide residual network with (DEPTH - 4) / 6 pre-activation blocks in each of three stages of
       16, 32 and 64 channels times WIDTH.
+    - "preact-resnet18": four stages of 64 to 512 channels with two pre-activation blocks each, for small images.
     - "vgg8", "vgg13": five stages of 64 to 512 channels with one or two convolutions each and batch norm.
     - "vit-DIM-DEPTH": a vision transformer with a class token, heads of width 16, and patches of 4 pixels, or of 2
       where the image is smaller than 16 pixels.
@@ -273,6 +274,16 @@ def _wrn(numbers: list[int], classes: int, in_channels: int, image_size: int) ->
     return Staged(_conv3x3(in_channels, 16), stages, tail, widths[-1], classes)
 
 
+def _preact_resnet(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    widths = [64, 64, 128, 256, 512]
+    stages = [
+        nn.Sequential(PreActivationBlock(inputs, outputs, 2 if row else 1), PreActivationBlock(outputs, outputs, 1))
+        for row, (inputs, outputs) in enumerate(pairwise(widths))
+    ]
+    tail = nn.Sequential(nn.BatchNorm2d(512), nn.ReLU())
+    return Staged(_conv3x3(in_channels, 64), stages, tail, 512, classes)
+
+
 def _residual_stages(
     name: str, layers: int, widths: list[int], block: Callable[[int, int, int], nn.Module]
 ) -> list[nn.Module]:
@@ -337,6 +348,7 @@ _KINDS: dict[str, Callable[[list[int], int, int, int], nn.Module]] = {
     r"convnet-\d+-\d+": _convnet,
     r"resnet\d+(x4)?": _resnet,
     r"wrn-\d+-\d+": _wrn,
+    r"preact-resnet18": _preact_resnet,
     r"vgg(8|13)": _vgg,
     r"vit-\d+-\d+": _vit,
     r"gpt-\d+-\d+": _gpt,
