@@ -17,6 +17,7 @@ from stillroom.task import (
     MultiLabel,
     Regression,
     Segmentation,
+    multi_label_metrics,
     nearest,
     spearman_without,
     task_for,
@@ -72,10 +73,29 @@ def test_multi_label_metrics_agree_with_scikit_learn_and_skip_absent_classes():
     logits = torch.randn(60, 5)
     labels = (torch.rand(60, 5) > 0.6).float()
     labels[:, 4] = 0
-    found = measure(MultiLabel(), logits, labels)
+    with pytest.warns(UserWarning, match=r"1 of 5 classes have no positive label .*: \[4\]"):
+        found = measure(MultiLabel(), logits, labels)
     expected = metrics.average_precision_score(labels[:, :4], logits[:, :4].sigmoid(), average="macro")
     assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-5)
     assert found["micro_f1"] == pytest.approx(metrics.f1_score(labels, logits > 0, average="micro"), abs=1e-5)
+    macro = metrics.f1_score(labels[:, :4], logits[:, :4] > 0, average="macro")
+    assert found["macro_f1"] == pytest.approx(macro, abs=1e-5)
+
+
+def test_f1_at_k_gives_every_image_as_many_labels_as_it_has():
+    logits, labels = torch.randn(40, 4), (torch.rand(40, 4) > 0.4).float()
+    labels[0], labels[1] = 1, 0  # all of them, and none
+    labels[2] = torch.tensor([1.0, 0.0, 0.0, torch.nan])  # the last is unknown and takes no place
+    logits[2] = torch.tensor([1.0, 0.0, -1.0, 9.0])
+    predicted = torch.zeros(40, 4)
+    for row in range(40):
+        known = [column for column in range(4) if not labels[row, column].isnan()]
+        best = sorted(known, key=lambda column: -float(logits[row, column]))
+        predicted[row, best[: int(labels[row].nansum())]] = 1
+    found = multi_label_metrics(logits, labels)
+    truth = labels.nan_to_num()
+    assert found["micro_f1_at_k"] == pytest.approx(metrics.f1_score(truth, predicted, average="micro"), abs=1e-6)
+    assert found["macro_f1_at_k"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"), abs=1e-6)
 
 
 def test_segmentation_metrics_agree_with_a_count_by_hand():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stillroom.blocks.causal import CausalTransformer
 from stillroom.blocks.enlarge import build_enlarger, is_enlarger
+from stillroom.blocks.label_queries import LabelQueryNetwork
 from stillroom.blocks.segmenter import FCN
 
 NAMES = (
@@ -34,6 +35,8 @@ def build(name: str, *, classes: int, in_channels: int, image_size: int) -> nn.M
 
     - "mlp-16", "mlp-256-256": hidden widths, with ReLUs, over the flattened input.
     - "conv-8-16": 3x3 convolution, batch norm and ReLU per width, stride 2 from the second on; then the mean.
+    - "conv-8-16+labels-32": the same stages, and in place of mean and head a query per label that looks at their maps;
+      label-wise embeddings of width 32, heads of width 8. See `blocks.LabelQueryNetwork`.
     - "convnet-DEPTH-WIDTH": as many blocks of a 3x3 convolution to WIDTH channels, instance norm, ReLU and 2x2 average
       pooling, then all positions into the head: the network that dataset distillation is measured with.
     - "resnet8" to "resnet110": three stages of 16, 32 and 64 channels with (depth - 2) / 6 basic blocks each;
@@ -238,6 +241,14 @@ def _conv(widths: list[int], classes: int, in_channels: int, image_size: int) ->
     return Staged(nn.Identity(), stages, nn.Identity(), widths[-1], classes)
 
 
+def _conv_with_label_queries(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+    *widths, width = numbers
+    if width % 8:
+        raise ValueError(f"the width after +labels- must be a multiple of 8, the width of a head, given {width}")
+    stages = _conv(widths, classes, in_channels, image_size).stages
+    return LabelQueryNetwork(stages, widths[-1], classes=classes, width=width, heads=width // 8, hidden=4 * width)
+
+
 def _convnet(numbers: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
     depth, width = numbers
     side = image_size >> depth
@@ -345,6 +356,7 @@ def _fcn_with_auxiliary(numbers: list[int], classes: int, in_channels: int, imag
 _KINDS: dict[str, Callable[[list[int], int, int, int], nn.Module]] = {
     r"mlp(-\d+)+": _mlp,
     r"conv(-\d+)+": _conv,
+    r"conv(-\d+)+\+labels-\d+": _conv_with_label_queries,
     r"convnet-\d+-\d+": _convnet,
     r"resnet\d+(x4)?": _resnet,
     r"wrn-\d+-\d+": _wrn,

@@ -129,6 +129,41 @@ class Taps:
         return f"Taps({', '.join(self.tapped)})"
 
 
+class BriefTaps:
+    """Calls a network with taps on it for that call alone, so that it ships as it came.
+
+    A compiled network keeps its taps, since compiled code does not look for new hooks.
+
+    Args:
+        names: module names or patterns, as `Taps` takes them; none calls the network and nothing else.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> outputs, (hidden,) = BriefTaps("0")(network, torch.ones(5, 4))
+        >>> torch.equal(outputs, hidden.relu())
+        True
+    """
+
+    def __init__(self, names: Sequence[str] | str) -> None:
+        self.names = [names] if isinstance(names, str) else list(names)
+        self._kept: Taps | None = None
+
+    def __call__(self, network: nn.Module, inputs: Any) -> tuple[Any, list[Tensor]]:
+        """Call a network (the same one every time): what it returns, and what the tapped modules returned."""
+        if not self.names:
+            return network(inputs), []
+        taps = self._kept or Taps(network, self.names)
+        try:
+            outputs = network(inputs)
+            return outputs, list(taps.features.values())
+        finally:
+            if _is_compiled(network):
+                self._kept = taps
+                taps.clear()
+            else:
+                taps.remove()
+
+
 class Edits:
     """Changes what named modules inside a network return, for as long as the `with` block runs.
 

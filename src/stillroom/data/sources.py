@@ -47,7 +47,7 @@ def load_data(
     Args:
         spec: what to load:
 
-            - a built-in name: "digits", "shapes" (multi-label), "scenes" and "digit-masks"
+            - a built-in name: "digits", "shapes" and "digit-grids" (multi-label), "scenes" and "digit-masks"
               (segmentation), "blobs" (regression),
               "digit-scenes" and "digit-scenes-shifted" (detection),
               "documentation" (language modelling);

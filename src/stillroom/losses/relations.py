@@ -25,18 +25,20 @@ def rkd_distance_loss(
     teacher_feature: Tensor,
     *,
     squared: bool = False,
+    beta: float = 1.0,
     eps: float = 1e-12,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Distance part of RKD: who is far from whom, in units of the batch's mean distance.
 
     D[i, j] = ||e_i - e_j||, divided by the mean over all i != j. Per sample i, loss = mean over all N samples j of
-    smooth_l1(D_student[i, j] - D_teacher[i, j]) with its kink at 1; i = j counts as 0.
+    smooth_l1(D_student[i, j] - D_teacher[i, j]) with its kink at beta; i = j counts as 0.
 
     Args:
         student_feature: `(N, ...)`, flattened to vectors; computed in float32 or wider, also under autocast.
         teacher_feature: `(N, ...)`, of any width; receives no gradient.
         squared: compare squared distances.
+        beta: where smooth L1 turns from a square to a line, above 0.
         eps: squared distances are raised to this, so that equal samples have a gradient (of 0); above 0.
         reduction: over samples: "mean", "sum" or "none".
 
@@ -44,14 +46,14 @@ def rkd_distance_loss(
         A scalar, or `(N,)` for "none". Unchanged by rotation, translation and scale of either feature.
 
     Raises:
-        ValueError: the numbers of samples differ or are below 2, or eps is not above 0.
+        ValueError: the numbers of samples differ or are below 2, or beta or eps is not above 0.
 
     Source: Park et al. 2019, arXiv:1904.05068, equations 6 to 8.
     """
     student, teacher = _vectors(student_feature, teacher_feature)
-    check_positive(eps=eps)
-    difference = _relative_distances(student, squared, eps) - _relative_distances(teacher, squared, eps)
-    return reduce(_huber(difference).mean(dim=1), reduction)
+    check_positive(beta=beta, eps=eps)
+    own, theirs = (relative_distances(vectors, squared=squared, eps=eps) for vectors in (student, teacher))
+    return reduce(huber(own - theirs, beta).mean(dim=1), reduction)
 
 
 @outside_autocast
@@ -79,7 +81,7 @@ def rkd_angle_loss(student_feature: Tensor, teacher_feature: Tensor, *, reductio
     """
     student, teacher = _vectors(student_feature, teacher_feature)
     difference = _angles(student) - _angles(teacher)
-    return reduce(_huber(difference).mean(dim=(1, 2)), reduction)
+    return reduce(huber(difference).mean(dim=(1, 2)), reduction)
 
 
 @outside_autocast
@@ -165,15 +167,34 @@ def _vectors(student_feature: Tensor, teacher_feature: Tensor) -> tuple[Tensor, 
     return student.flatten(1), teacher.flatten(1)
 
 
-def _relative_distances(vectors: Tensor, squared: bool, eps: float) -> Tensor:
-    """`(N, N)` distances, divided by their mean over different samples; 0 on the diagonal."""
-    centred = vectors - vectors.mean(dim=0)  # distances stay, and the products below lose less precision
-    length = centred.square().sum(dim=1)
-    distance = (length.unsqueeze(1) + length - 2 * centred @ centred.T).clamp(min=eps)
+def pair_distances(vectors: Tensor, *, squared: bool = False, eps: float = 1e-12) -> Tensor:
+    """Euclidean distances `(..., N, N)` between vectors `(..., N, D)`: squares raised to eps, 0 on the diagonal."""
+    centred = vectors - vectors.mean(dim=-2, keepdim=True)  # distances stay, the products below lose less precision
+    length = centred.square().sum(dim=-1)
+    distance = (length.unsqueeze(-1) + length.unsqueeze(-2) - 2 * centred @ centred.mT).clamp(min=eps)
     if not squared:
         distance = distance.sqrt()
-    distance = distance * (1 - torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device))
-    return distance * (len(vectors) * (len(vectors) - 1)) / distance.sum()
+    return distance * (1 - torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device))
+
+
+def relative_distances(
+    vectors: Tensor, *, squared: bool = False, eps: float = 1e-12, member: Tensor | None = None
+) -> Tensor:
+    """Distances `(..., N, N)`, divided by their mean over different vectors; 0 on the diagonal.
+
+    Args:
+        vectors: `(..., N, D)`.
+        squared: of squared distances.
+        eps: squares are raised to this, above 0.
+        member: `(..., N)` bool: which vectors there are, the others being padding, whose distances are 0; None for all.
+    """
+    distance = pair_distances(vectors, squared=squared, eps=eps)
+    count: Tensor | int = vectors.shape[-2]
+    if member is not None:
+        distance = torch.where(member.unsqueeze(-1) & member.unsqueeze(-2), distance, 0)
+        count = member.sum(-1)[..., None, None]
+    total = distance.sum(dim=(-2, -1), keepdim=True)
+    return distance * (count * (count - 1)) / torch.where(total > 0, total, 1)
 
 
 def _angles(vectors: Tensor) -> Tensor:
@@ -186,5 +207,6 @@ def _angles(vectors: Tensor) -> Tensor:
     return direction @ direction.transpose(1, 2)
 
 
-def _huber(difference: Tensor) -> Tensor:
-    return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
+def huber(difference: Tensor, beta: float = 1.0) -> Tensor:
+    """Smooth L1 of each difference: `u^2 / (2 beta)` below beta, `|u| - beta / 2` above."""
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=beta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,7 +51,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = -100, r
 
 
 @outside_autocast
-def binary_cross_entropy(logits: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, smallest: float = 0.0, reduction: Reduction = "mean"
+) -> Tensor:
     """Binary cross-entropy per class, over the entries that have a label.
 
     Per entry, loss = -(y log sigmoid(z) + (1 - y) log sigmoid(-z)).
@@ -57,6 +61,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, reduction: Reduction
     Args:
         logits: `(N, C)` or any shape, any float dtype; computed in float32 or wider.
         labels: the same shape, in [0, 1], NaN for none.
+        smallest: probabilities under the logarithm are raised to this, in [0, 1); where they are, there is no gradient.
         reduction: over labelled entries: "mean", "sum" or "none". The mean of a batch without any label is 0 and
             connected to the graph.
 
@@ -64,12 +69,17 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, reduction: Reduction
         Nats: a scalar, or for "none" a tensor of the labels' shape, 0 where there is no label.
 
     Raises:
-        ValueError: shapes disagree.
+        ValueError: shapes disagree, or smallest is not in [0, 1).
     """
     check_same_shape(logits=logits, labels=labels)
+    if not 0 <= smallest < 1:
+        raise ValueError(f"smallest must be a probability in [0, 1), given {smallest}")
     logits, labels = at_least_float32(logits), at_least_float32(labels)
     known = ~labels.isnan()
     target = torch.where(known, labels, 0).to(logits.dtype)
+    if smallest:
+        yes, no = (F.logsigmoid(signed).clamp(min=math.log(smallest)) for signed in (logits, -logits))
+        return reduce_known(-(target * yes + (1 - target) * no), known, reduction)
     return reduce_known(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), known, reduction)
 
 

@@ -18,7 +18,7 @@ from stillroom.task.generation import (
     picture_scores,
     variance_ratio,
 )
-from stillroom.task.labelled import Classification, MultiLabel, Segmentation, spearman_without
+from stillroom.task.labelled import Classification, MultiLabel, Segmentation, multi_label_metrics, spearman_without
 from stillroom.task.language import LanguageModelling
 from stillroom.task.measured import Measured
 from stillroom.task.recommendation import Recommendation, ranking_metrics
@@ -48,6 +48,7 @@ __all__ = [
     "frechet_distance",
     "logits_on",
     "luminance",
+    "multi_label_metrics",
     "nearest",
     "picture_scores",
     "psnr_y",

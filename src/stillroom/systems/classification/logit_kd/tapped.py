@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks import Align, Frozen, Taps, matched_taps
+from stillroom.blocks import Align, BriefTaps, Taps, matched_taps
 from stillroom.data.batch import Batch
 from stillroom.losses._shared import check_not_negative
 from stillroom.method import Losses, Method
@@ -43,7 +43,7 @@ class TappedDistillation(Method):
         self.task = task or Classification()
         self.student_layers: tuple[str, ...] = ()
         self.teacher_layers: tuple[str, ...] = ()
-        self._kept_taps: dict[str, Taps] = {}
+        self._student_taps, self._teacher_taps = BriefTaps(()), BriefTaps(())
 
     def choose_layers(
         self,
@@ -130,25 +130,8 @@ class TappedDistillation(Method):
         return (probe if isinstance(probe, Batch) else Batch(probe)).to(device).inputs
 
     def _features(self, inputs: Any, teacher_inputs: Any) -> tuple[Tensor, Tensor, Pairs]:
-        outputs, own = self._run("student", self.student, self.student_layers, inputs)
-        teacher_outputs, theirs = self._run("teacher", self.teacher, self.teacher_layers, teacher_inputs)
+        if (self._student_taps.names, self._teacher_taps.names) != ([*self.student_layers], [*self.teacher_layers]):
+            self._student_taps, self._teacher_taps = BriefTaps(self.student_layers), BriefTaps(self.teacher_layers)
+        outputs, own = self._student_taps(self.student, inputs)
+        teacher_outputs, theirs = self._teacher_taps(self.teacher, teacher_inputs)
         return outputs, teacher_outputs, list(zip(own, theirs, strict=True))
-
-    def _run(self, side: str, network: nn.Module, names: tuple[str, ...], inputs: Any) -> tuple[Tensor, list[Tensor]]:
-        if not names:
-            return network(inputs), []
-        taps = self._kept_taps.get(side) or Taps(network, names)
-        try:
-            outputs = network(inputs)
-            return outputs, list(taps.features.values())
-        finally:
-            if _is_compiled(network):
-                self._kept_taps[side] = taps
-                taps.clear()
-            else:
-                taps.remove()
-
-
-def _is_compiled(network: nn.Module) -> bool:
-    inner = network.network if isinstance(network, Frozen) else network
-    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in inner.modules())
