@@ -50,7 +50,7 @@ FLOORS = (
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 HOMES = {  # what is imported in one place only -> where
-    "accelerate": {"fit"},
+    "accelerate": {"fit", "processes"},
     "torchmetrics": {"task"},
     "timm": {"hub"},
     "transformers": {"hub"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillroom._version import __version__
 from stillroom.command_line import (
@@ -34,6 +35,8 @@ EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError, AttributeE
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one sentence when something that was given does not fit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        sys.stdout = io.StringIO()
     try:
         _dispatch(arguments)
     except KeyboardInterrupt as stop:
@@ -94,9 +97,6 @@ def _dispatch(arguments: list[str]) -> None:
         if not os.environ.get("STILLROOM_TRACEBACK"):
             warnings.filterwarnings("ignore", module=r"(torch|accelerate|timm|transformers|datasets|tensorboard)\b.*")
         handlers[command](rest)
-
-
-# ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def _distill(arguments: list[str]) -> None:
@@ -160,6 +160,7 @@ def _run_options(
     jobs: int | None = None,
     device: str | None = None,
     workers: int = 0,
+    executor: Literal["processes", "ray"] = "processes",
     resume: bool = False,
     paper: bool = False,
     tiny: bool = False,
@@ -173,6 +174,7 @@ def _run_options(
         jobs: processes that share arms and seeds; one per core without a GPU when not given.
         device: cpu, cuda, ...
         workers: threads that read data ahead.
+        executor: who runs arms and seeds: processes of this machine, or the workers of a ray cluster.
         resume: go on with the interrupted run in `out`.
         paper: the paper's own settings instead of the small recipe.
         tiny: a few samples and steps, to see that everything fits together.
@@ -220,6 +222,7 @@ def run_system(
     jobs: int | None,
     device: str | None,
     workers: int,
+    executor: Literal["processes", "ray"],
     resume: bool,
     paper: bool,
     tiny: bool,
@@ -250,6 +253,7 @@ def run_system(
         jobs=jobs_of({"jobs": jobs, "device": device}),
         device=device,
         workers=workers,
+        executor=executor,
         resume=resume,
         command=" ".join(command),
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom import processes
 from stillroom.distill import distill
 from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
@@ -57,11 +58,12 @@ def compare(
         raise ValueError(f"method_options are given for {sorted(strange)}, but the methods are {', '.join(names)}")
     experiment = experiment_of([(name, own.get(name, {})) for name in names if name != "alone"], given)
     place = Path(given["out"]) if given["out"] is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
+    place = processes.of_first(place, given["device"])
     command = command_of("compare", {"methods": ",".join(names), **given})
     try:
         with says_how_to_go_on(Path(given["out"]) if given["out"] is not None else None):
             results, _ = run_and_weigh(experiment, place, given, command=command)
         return results
     finally:
-        if given["out"] is None:
+        if given["out"] is None and processes.is_first():
             shutil.rmtree(place, ignore_errors=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom import processes
 from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
 from stillroom.weigh import run_and_weigh, sentence, summary_of, write_all
@@ -107,6 +108,7 @@ def distill(
     seeds: int | list[int] | None = None,
     first_seed: int = 0,
     jobs: int | None = 1,
+    executor: Literal["processes", "ray"] = "processes",
     device: str | None = None,
     workers: int = 0,
     level: float = 0.95,
@@ -167,6 +169,8 @@ def distill(
         seeds: how many, or which (3, and 5 on the embedded task, when not given).
         first_seed: the first of them.
         jobs: processes that share the runs; None (on the command line: when not given) for one per core without a GPU.
+        executor: who runs arms and seeds: processes of this machine, or the workers of a ray cluster (RAY_ADDRESS names
+            it; without one, a local one of so many workers as there are jobs). `out` must be on a disk they all share.
         device: cpu, cuda, ...; the machine's own choice when not given.
         workers: threads that read data ahead.
         level: of the intervals.
@@ -183,7 +187,7 @@ def distill(
         FileExistsError: `out` holds something and `resume` is not set.
     """
     result = distilled(dict(locals()))
-    if progress:
+    if progress and processes.is_first():
         print(sentence(result.results), file=sys.stderr, flush=True)
     return result
 
@@ -193,10 +197,11 @@ def distilled(options: Mapping[str, Any]) -> Distilled:
     out = options["out"]
     experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
+    place = processes.of_first(place, options["device"])
     try:
         with says_how_to_go_on(Path(out) if out is not None else None):
             results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
         return Distilled(results, place if out is not None else None, trained)
     finally:
-        if out is None:
+        if out is None and processes.is_first():
             shutil.rmtree(place, ignore_errors=True)

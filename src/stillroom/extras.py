@@ -15,6 +15,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "pycocotools": "detection",
+    "ray": "ray",
     "skactiveml": "labels",
     "torch_geometric": "graphs",
     "transformers": "language",

@@ -378,9 +378,9 @@ class _Loop:
     # ---- what it is built from -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let trackers write what they hold."""
-        if self.trackers:
-            self.accelerator.end_training()
+        """Let trackers write what they hold; the processes stay together, for there may be another training."""
+        for tracker in self.accelerator.trackers if self.trackers else ():
+            tracker.finish()
 
 
 def _accelerator(training: Training, device: Any, trackers: Sequence[str], folder: Path | None) -> Any:

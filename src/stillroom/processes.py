@@ -1,18 +1,93 @@
-"""What processes that train one method together tell each other."""
+"""Several processes that train one network together (torchrun, accelerate launch, SLURM): who writes, who waits.
+
+Every process runs the same program. All of them train, each on its share of every batch; files, folders and lines on
+the screen are the first one's alone.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process, as its launcher said; 0 for a process by itself."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def join(device: Any = None) -> None:
+    """Meet the other processes, once; nothing for a process by itself.
+
+    Args:
+        device: "cpu" even where there are GPUs; None for the machine's own choice.
+    """
+    if world() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    if torch.distributed.is_initialized():
+        return
+
+    cpu = device is not None and torch.device(device).type == "cpu"
+    PartialState(cpu=cpu or None)
+    atexit.register(leave)  # a group that is still there at the end aborts its process now and then
+
+
+def wait(device: Any = None) -> None:
+    """Go on when every process has come here."""
+    if world() > 1:
+        import torch
+
+        join(device)
+        torch.distributed.barrier()
+
+
+def of_first(value: T, device: Any = None) -> T:
+    """What the first process has as this value."""
+    if world() == 1:
+        return value
+    import torch
+
+    join(device)
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        with suppress(RuntimeError, ValueError):
+            torch.distributed.destroy_process_group()
 
 
 def average_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
     """Give every process the mean of all processes' gradients; nothing where there is one process."""
     if accelerator.num_processes == 1:
         return
+    import torch
+
     for parameter in parameters:
         if parameter.grad is None:  # another process may have one
             parameter.grad = torch.zeros_like(parameter)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom import processes
 from stillroom.options import jobs_of, seeds_of
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def run_and_weigh(
     """Run an experiment, complete its results and write everything; return results and the student to ship."""
     from stillroom.experiment.arm import load_splits
     from stillroom.experiment.findings import Span, verdict_of
+    from stillroom.teacher_cache import notes_of as notes_of_cache
 
     seeds = seeds_of(options)
     splits = load_splits(experiment.task, seeds[0])
     question = question_of(experiment, splits)
     notes = [*splits.notes, *notes_of(experiment, splits), *preflight(experiment, splits)]
-    say = Speaker([question, *notes] if options["progress"] else [])
+    speaks = options["progress"] and processes.is_first()
+    say = Speaker([question, *notes] if speaks else [])
     if experiment.teacher_training is not None:
         say.begin()  # otherwise when the teacher has been measured, which may end it all
     results = replace(experiment, question=question).run(
@@ -36,16 +39,20 @@ def run_and_weigh(
         jobs=jobs_of(options),
         device=options["device"],
         workers=options["workers"],
+        executor=options["executor"],
         resume=options["resume"],
         level=options["level"],
-        progress=options["progress"],
+        progress=speaks,
         command=command,
         say=say,
     )
     say.begin()
+    processes.wait(options["device"])
     shipped = experiment.method or best_arm(results)
     student, seed = trained_student(experiment, results, place, shipped, seeds)
-    results["notes"] = notes
+    if not processes.is_first():
+        return results, student
+    results["notes"] = [*notes, *notes_of_cache(results["arms"])]
     results["class_names"] = splits.classes
     if experiment.method is not None:
         results["kind"] = "distill"
@@ -54,6 +61,9 @@ def run_and_weigh(
             results["verdict"] = verdict_of(Span.read(results["difference"]))
     results["sample"], results["takes"] = experiment.task.sample_name(splits), experiment.task.takes
     results["costs"] = costs_of(experiment, splits, student, place)
+    if experiment.method is None:
+        say("measuring what a step of each arm costs")
+        results["step_costs"] = step_costs_of(experiment, place, seeds[0], options)
     results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
     write_all(results, student, place)
     return results, student
@@ -232,6 +242,36 @@ def costs_of(experiment: Experiment, splits: Any, student: nn.Module, place: Pat
     probe = splits.train.batch([0]).inputs
     most = min(splits.train.largest_batch or 32, 32)
     return {name: cost.as_dict() for name, cost in costs(networks, probe, batch_size=most).items()}
+
+
+def step_costs_of(experiment: Experiment, place: Path, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training step of each arm costs; measured once per run."""
+    import json
+
+    from stillroom.checkpoint import write_json
+    from stillroom.experiment.arm import TrainingArm, is_method, load_splits, own_augmentation
+    from stillroom.experiment.budget import step_costs, threads_for
+    from stillroom.experiment.teacher import obtain_teacher
+
+    kept = place / "step-costs.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    methods = {name: arm for name, arm in experiment.arms.items() if is_method(arm)}
+    if set(known) != set(methods):
+        teacher = obtain_teacher(experiment.teacher, experiment.task, place / "teacher")
+        training = experiment.training
+        if training.augment is None:
+            training = training.change(augment=own_augmentation(load_splits(experiment.task, seed)))
+        arms = {name: TrainingArm(arm, experiment.task, experiment.student) for name, arm in methods.items()}
+        known = step_costs(
+            arms,
+            replace(experiment, training=training),
+            seed,
+            teacher,
+            options["device"],
+            threads=threads_for(jobs_of(options)),
+        )
+        write_json(kept, known)
+    return dict(known)
 
 
 def question_of(experiment: Experiment, splits: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom import hub
+from stillroom import hub, processes
 from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
 from stillroom.checkpoint import seed_everything
@@ -179,7 +179,7 @@ class TrainingArm:
         if self.also is not None:
             metrics |= self.also(fitted.product, splits, context.teacher)
         context.extra.update(_account(fitted), lr=lr)
-        if self.save:
+        if self.save and processes.is_first():
             hub.save(fitted.product, context.folder / "student", overwrite=True)
         return metrics
 
@@ -187,7 +187,7 @@ class TrainingArm:
         """Without labels there is nothing to train a student alone on: it is measured as it comes."""
         student = self.build(seed, splits, context.teacher).product.eval()
         context.extra.update(steps=0)
-        if self.save:
+        if self.save and processes.is_first():
             hub.save(student, context.folder / "student", overwrite=True)
         return measure(self.task, student, splits, context.teacher, context.workers)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.experiment.arm import load_splits
+from stillroom.extras import require
 
 if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment
@@ -33,14 +34,18 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"every seed must be there once, given {list(seeds)}")
 
 
-def check_machine(*, jobs: int = 1, device: str | None = None, workers: int = 0, level: float = 0.95) -> None:
+def check_machine(
+    *, jobs: int = 1, device: str | None = None, workers: int = 0, level: float = 0.95, executor: str = "processes"
+) -> None:
     """Refuse numbers of processes and threads, devices and levels that cannot be, before anything is written.
 
     Raises:
         ValueError: with what was given and what is expected.
     """
-    import torch
-
+    if executor not in ("processes", "ray"):
+        raise ValueError(f"executor must be processes or ray, given {executor!r}")
+    if executor == "ray":
+        require("ray")
     if jobs < 1:
         raise ValueError(f"jobs must be 1 or more processes, given {jobs}")
     if workers < 0:

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from stillroom import processes
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
 from stillroom.experiment.arm import Context, TrainingArm, is_method
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
+from stillroom.experiment.cluster import work_on_ray
 from stillroom.experiment.record import machine, results_of, versions
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
 from stillroom.experiment.workers import work
@@ -121,6 +123,7 @@ class Experiment:
         jobs: int = 1,
         device: str | None = None,
         workers: int = 0,
+        executor: Literal["processes", "ray"] = "processes",
         resume: bool = False,
         level: float = 0.95,
         progress: bool = True,
@@ -136,6 +139,7 @@ class Experiment:
             jobs: processes that share the arms and seeds; each gets its part of the cores.
             device: "cpu", "cuda", ...; None for the machine's own choice.
             workers: threads per process that read data ahead.
+            executor: "processes" of this machine, or "ray" for a Ray cluster (see `experiment.cluster`).
             resume: finished arms and seeds are taken as they are, interrupted ones go on.
             level: of all intervals.
             progress: say what is running and what came out.
@@ -150,27 +154,36 @@ class Experiment:
             ValueError: no seeds, a seed twice or below 0, jobs below 1, or a resume with other options.
         """
         check_seeds(seeds)
-        check_machine(jobs=jobs, device=device, workers=workers, level=level)
+        check_machine(jobs=jobs, device=device, workers=workers, level=level, executor=executor)
         began = time.monotonic()
         temporary = folder is None
         place = Path(tempfile.mkdtemp(prefix="stillroom-")) if folder is None else Path(folder)
+        place = processes.of_first(place, device)
         say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-        speak = say if progress else (lambda line: None)
+        speak = say if progress and processes.is_first() else (lambda line: None)
         plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
         try:
-            refuse_held(place)
-            self._check_folder(place, resume=resume)
-            kept = None if temporary else place
+            if processes.is_first():
+                refuse_held(place)
+                self._check_folder(place, resume=resume)
+            kept = None if temporary or not processes.is_first() else place
             with says_how_to_go_on(kept, lambda: plan.how_far(seeds)), locked(kept):
                 results = self._run_in(
-                    plan, seeds, jobs=jobs, level=level, progress=progress, command=command, speak=speak
+                    plan,
+                    seeds,
+                    jobs=jobs,
+                    executor=executor,
+                    level=level,
+                    progress=progress,
+                    command=command,
+                    speak=speak,
                 )
                 results["seconds"] = round(time.monotonic() - began + plan.seconds_before(), 2)
-                if not temporary:
+                if not temporary and processes.is_first():
                     write_json(place / "results.json", results)
             return results
         finally:
-            if temporary:
+            if temporary and processes.is_first():
                 shutil.rmtree(place, ignore_errors=True)
 
     def _run_in(
@@ -179,13 +192,15 @@ class Experiment:
         seeds: Sequence[int],
         *,
         jobs: int,
+        executor: str,
         level: float,
         progress: bool,
         command: str,
         speak: Callable[[str], None],
     ) -> Results:
         """Run it in a folder that nobody else works in."""
-        started = self._check_folder(plan.folder, resume=plan.resume)
+        started = not processes.is_first() or self._check_folder(plan.folder, resume=plan.resume)
+        processes.wait(plan.device)
         measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
         if not started:
             write_json(plan.folder / "run.json", {"config": self._config, "versions": versions()})
@@ -195,12 +210,15 @@ class Experiment:
             speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f} (weights {teacher})")
         factors = plan.step_factors(seeds[0])
         todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
+        processes.wait(plan.device)  # all have seen what is to do, before anything of it is done
         if len(todo) < len(seeds) * len(self.arms):
             speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
-        for name, seed, record in work(plan, todo, factors, jobs):
+        spread = work_on_ray if executor == "ray" else work
+        for name, seed, record in spread(plan, todo, factors, jobs):
             value = record["metrics"].get(self.task.metric)
             shown = "" if value is None else f": {self.task.metric} {value:.4f}"
             speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
+        processes.wait(plan.device)
         records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
         results = results_of(self, records, teacher_metrics, seeds=seeds, level=level, command=command)
         results["machine"] = machine(plan.device, threads=plan.threads, jobs=jobs)
@@ -321,7 +339,9 @@ class _Plan:
             arms = {name: self.arm(name) for name in experiment.arms if is_method(experiment.arms[name])}
             cost = seconds_per_step(arms, experiment, seed, self.teacher(), self.device, threads=self.threads)
             slowest = max(cost.values())
-            write_json(kept, {name: slowest / seconds for name, seconds in cost.items()})
+            if processes.is_first():
+                write_json(kept, {name: slowest / seconds for name, seconds in cost.items()})
+        processes.wait(self.device)
         return dict(json.loads(kept.read_text()))
 
     def execute(self, name: str, seed: int, factor: float = 1.0) -> dict[str, Any]:
@@ -338,8 +358,9 @@ class _Plan:
         metrics = {key: float(value) for key, value in self.arm(name, factor)(seed, context).items()}
         seconds = round(time.perf_counter() - began, 3)
         record = {"arm": name, "seed": seed, "metrics": metrics, "seconds": seconds, **context.extra}
-        write_json(folder / "result.json", record)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has finished: nothing to go on from
+        if processes.is_first():
+            write_json(folder / "result.json", record)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has finished: nothing to go on from
         return record
 
 

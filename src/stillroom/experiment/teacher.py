@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from stillroom import hub
+from stillroom import hub, processes
 from stillroom.baselines import Alone
 from stillroom.blocks.frozen import Frozen
 from stillroom.blocks.providers import Average
@@ -93,7 +93,9 @@ def obtain_teacher(
         progress=progress,
         title="teacher",
     )
-    hub.save(fitted.product, folder, overwrite=True)
+    if processes.is_first():
+        hub.save(fitted.product, folder, overwrite=True)
+    processes.wait(device)
     return Frozen(fitted.product)
 
 
@@ -133,5 +135,6 @@ def measure_teacher(
     labels = splits.test.labels if beats_chance else None
     if labels is not None and (complaint := teacher_beats_chance(measured, task, labels, len(splits.test))):
         raise TrainingError(complaint)
-    write_json(kept, measured)
+    if processes.is_first():
+        write_json(kept, measured)
     return measured

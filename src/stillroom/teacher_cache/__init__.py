@@ -4,10 +4,20 @@ from stillroom.teacher_cache.cache import (
     CachedOnDisk,
     CacheOptions,
     cache_of,
+    cache_options,
     check_cacheable,
     classes_kept,
     notes_of,
     told,
 )
 
-__all__ = ["CacheOptions", "CachedOnDisk", "cache_of", "check_cacheable", "classes_kept", "notes_of", "told"]
+__all__ = [
+    "CacheOptions",
+    "CachedOnDisk",
+    "cache_of",
+    "cache_options",
+    "check_cacheable",
+    "classes_kept",
+    "notes_of",
+    "told",
+]

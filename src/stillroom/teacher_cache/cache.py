@@ -265,12 +265,25 @@ def classes_kept(keep: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def check_cacheable(name: str, needs: Needs, keep: str, task: str = "classification") -> None:
+def cache_options(keep: str | None, folder: str | Path | None) -> CacheOptions | None:
+    """What is kept, and where: in the user's own cache folder where none is named; None for nothing.
+
+    Raises:
+        ValueError: a folder without saying what is kept, or an unknown word for that.
+    """
+    if keep is not None:
+        return CacheOptions(Path(folder or "~/.cache/stillroom/answers").expanduser(), keep)
+    if folder is not None:
+        raise ValueError("cache_folder says where answers are kept, but none are: name what (--cache-teacher float16)")
+    return None
+
+
+def check_cacheable(name: str, needs: Needs | None, keep: str, task: str = "classification") -> None:
     """Refuse a method that needs more of its teacher than a cache has.
 
     Args:
         name: of the method, for the message.
-        needs: what it needs.
+        needs: what it needs; None where that is not known.
         keep: what the cache keeps.
         task: name of the task.
 
@@ -278,7 +291,7 @@ def check_cacheable(name: str, needs: Needs, keep: str, task: str = "classificat
         ValueError: it reads features, asks about inputs of its own making, or needs every class's logit of a cache that
             keeps the top ones, or outputs of the task are no classes of which one is right.
     """
-    if not needs.teacher:
+    if needs is None or not needs.teacher:
         return
     if needs.features:
         raise ValueError(
