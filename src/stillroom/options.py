@@ -120,7 +120,7 @@ def takes_teacher_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: 
         return True
     if options["teacher"] is not None or options["teacher_epochs"] is not None:
         raise ValueError(
-            f"{named[0][0]} trains without a teacher, given teacher={_short(options['teacher'])} and teacher_epochs="
+            f"{named[0][0]} trains without a teacher, given teacher={_plain(options['teacher'])} and teacher_epochs="
             f"{options['teacher_epochs']}: leave them out, or take a method that learns from one"
         )
     return False
