@@ -109,8 +109,8 @@ class TGeoKD(SampleWiseKD):
 
     The controller's turn comes first: one look-ahead step of the student, the held-out cross-entropy behind it, and its
     derivative by the shares. Then the student learns with the controller's new shares. The student ships alone;
-    `scores` has the latest share of every training sample. In a loop of your own, take `turns` with an optimizer for
-    each player, and call `after_step(player)`.
+    `scores` has the latest share of every training sample (of several processes, each knows those it has seen). In a
+    loop of your own, take `turns` with an optimizer for each player, and call `after_step(player)`.
 
     Args:
         student: inputs -> logits `(N, C)`.
