@@ -296,7 +296,7 @@ def recipe(
     settings; it was the best arm of all then, and the others were found to be the worse for it, so that they got their
     own. The numbers of TGeo-KD and its controls are the same in both runs.
 
-    What was seen: the controller gives the teacher about 0.7 where it puts a wrong label right and hardly anything where
+    What was seen: the controller gives the teacher about 0.7 where it puts a wrong label right and hardly any where
     it contradicts a right one; a random controller tells nothing apart. The student is better than with a random
     controller, with the same shares for the wrong samples, and (by a little) than one trained by labels on the held-out
     samples too. It is not shown to be better than the best fixed share, nor than WLS-KD, whose rule needs no controller
