@@ -96,14 +96,15 @@ def course(setting: Setting, seed: int, label_weight: float | None, context: Con
     redistiller = setting.redistiller(seed, context)
     if None not in known:
         known[None] = [redistiller.train(FirstStep, None, generation=1)]
-    if label_weight not in known:
-        steps = list(known[None])
-        for number in range(2, setting.steps + 1):
-            method = partial(SelfDistillation, label_weight=label_weight)
-            name = f"generation-{number}-labels-{label_weight:g}"
-            steps.append(redistiller.train(method, steps[-1].product, generation=number, name=name))
-        known[label_weight] = steps
-    return known[label_weight]
+    if label_weight is None or label_weight in known:
+        return known[label_weight]
+    steps = list(known[None])
+    for number in range(2, setting.steps + 1):
+        method = partial(SelfDistillation, label_weight=label_weight)
+        name = f"generation-{number}-labels-{label_weight:g}"
+        steps.append(redistiller.train(method, steps[-1].product, generation=number, name=name))
+    known[label_weight] = steps
+    return steps
 
 
 def measure(network: nn.Module, splits: Splits) -> dict[str, float]:
