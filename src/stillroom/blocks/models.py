@@ -235,7 +235,7 @@ def _mlp(widths: list[int], classes: int, in_channels: int, image_size: int) -> 
     return nn.Sequential(OrderedDict(named))
 
 
-def _conv(widths: list[int], classes: int, in_channels: int, image_size: int) -> nn.Module:
+def _conv(widths: list[int], classes: int, in_channels: int, image_size: int) -> Staged:
     inputs = [in_channels, *widths]
     stages = [nn.Sequential(*_conv_norm_relu(inputs[row], width, 2 if row else 1)) for row, width in enumerate(widths)]
     return Staged(nn.Identity(), stages, nn.Identity(), widths[-1], classes)

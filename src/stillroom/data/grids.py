@@ -64,5 +64,6 @@ def _grids(written: Samples, count: int, noise: float, draw: torch.Generator) ->
     images = cells.view(count, 2, 2, 8, 8).permute(0, 1, 3, 2, 4).reshape(count, 1, 16, 16)
     images = (images + noise * torch.randn(images.shape, generator=draw)).clamp(0, 1)
     labels = torch.zeros(count, 10).scatter_(1, shown, filled.float())
-    numbers = torch.where(filled, batch.index[rows], -1)
+    own = torch.arange(len(batch)) if batch.index is None else batch.index
+    numbers = torch.where(filled, own[rows], -1)
     return TensorSamples((images * 255).round().to(torch.uint8), labels, fields={"written": numbers})
