@@ -28,6 +28,7 @@ FLOORS = (
         "checkpoint",
         "lock",
         "processes",
+        "sharding",
         "storage",
         "log",
         "replay",
@@ -50,7 +51,7 @@ FLOORS = (
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 HOMES = {  # what is imported in one place only -> where
-    "accelerate": {"fit", "processes"},
+    "accelerate": {"processes"},
     "torchmetrics": {"task"},
     "timm": {"hub"},
     "transformers": {"hub"},

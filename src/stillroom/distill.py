@@ -104,6 +104,7 @@ def distill(
     cache_folder: str | Path | None = None,
     precision: Literal["no", "bf16", "fp16"] = "no",
     keep: Literal["best", "last"] = "best",
+    shard: bool = False,
     budget: Literal["steps", "time"] = "steps",
     seeds: int | list[int] | None = None,
     first_seed: int = 0,
@@ -165,6 +166,7 @@ def distill(
         cache_folder: where they are kept (~/.cache/stillroom/answers when not given).
         precision: no (float32), bf16 or fp16.
         keep: best on the held-out part, or last.
+        shard: where several processes train together (torchrun), cut the student and its optimizer over them (FSDP).
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.
         seeds: how many, or which (3, and 5 on the embedded task, when not given).
         first_seed: the first of them.

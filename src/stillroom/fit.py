@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from stillroom.feed import stream_for
 from stillroom.lock import locked
 from stillroom.log import Display, JSONLines, interruptions
 from stillroom.method import Losses, Method
-from stillroom.processes import average_gradients
+from stillroom.processes import accelerator_for, average_gradients
 from stillroom.replay import Replay
+from stillroom.sharding import Shards
 from stillroom.staging import Fitted, StageRun, copied
 from stillroom.task import Classification, Task
 from stillroom.teacher_cache import cache_of
@@ -113,7 +113,7 @@ class _Loop:
         self.checkpoint = (self.folder or Path()) / "checkpoints" / "last.pt"
         self.log_every = log_every
         self.trackers = list(trackers) if folder is not None else []
-        self.accelerator = _accelerator(training, device, self.trackers, self.folder)
+        self.accelerator = accelerator_for(training.precision, device, self.trackers, self.folder)
         splits = data if isinstance(data, Splits) else None
         self.train: Samples = data.train if isinstance(data, Splits) else data
         self.validation = splits.validation if splits else None
@@ -130,9 +130,11 @@ class _Loop:
         self.stages = StageRun(method, training, self.steps)
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
+        shard = world > 1 and (training.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true")
+        self.shards = Shards(method, training) if shard else None
         self.parameters = method.players()
         self.trained = self.parameters  # what of it the running stage does not hold still
-        self.optimizers = {name: self.stages.optimizer(name, group) for name, group in self.parameters.items()}
+        self.optimizers = {name: self._optimizer(name) for name in self.parameters}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
         decay = training.ema_decay
         self.average = None if decay is None else EMA(method.product, decay=decay)
@@ -189,12 +191,16 @@ class _Loop:
             self.fitted.cached = {"keep": cache.keep, **cache.error}
         if not self.stages.begun:
             for player in self.stages.begin():
-                self.optimizers[player] = self.stages.optimizer(player, self.parameters[player])
+                self.optimizers[player] = self._optimizer(player)
             if stage.best_by:  # the stage chooses anew
                 self.best, self.fitted.validation = None, {}
             if len(self.stages.plan) > 1:
                 log.write({"step": self.step, "stage": stage.name, "begins": True})
         self.trained = {name: [p for p in group if p.requires_grad] for name, group in self.parameters.items()}
+
+    def _optimizer(self, player: str) -> torch.optim.Optimizer:
+        made = self.stages.optimizer(player, self.parameters[player])
+        return made if self.shards is None else self.shards.prepare(made)
 
     def _one_step(self, batch: Batch, log: JSONLines) -> None:
         began = time.perf_counter()
@@ -216,13 +222,14 @@ class _Loop:
             kept = None if self.folder is None else self.checkpoint
             with self.replay.explaining(self.step, piece, self._turns, self.trained, kept):
                 for player, losses in self._turns(piece):
-                    if self.step == 0 and part == 0:
+                    if self.step == 0 and part == 0 and self.shards is None:  # whose parameters are whole just now
                         self.tripwires.first_batch(self.parameters)
                     if watched:
                         self.tripwires.watch(self.step, player, losses)
                     if look and part == 0:
                         logged |= {name: float(term.detach()) for name, term in losses.items()}
-                        shares |= gradient_shares(losses, self.trained[player])
+                        if self.shards is None:  # a cut student goes back once only
+                            shares |= gradient_shares(losses, self.trained[player])
                     self._backward(player, losses.total / parts)
                     if watched and not self.scaler.is_enabled():  # which skips such steps itself
                         self.tripwires.gradients(player, self.trained[player])
@@ -306,10 +313,11 @@ class _Loop:
     def _finish(self) -> Fitted:
         shipped = self._shipped()
         if self.training.keep == "best" and self.best is not None:
-            shipped.load_state_dict(self.best)
+            best = self.best if self.shards is None else self.shards.cut_like(self.best, shipped.state_dict())
+            shipped.load_state_dict(best)
         else:
             self.fitted.best_step = self.fitted.stages[-1].get("best_step", self.step)
-        shipped.eval()
+        shipped = shipped.eval() if self.shards is None else self.shards.put_together().eval()
         self.fitted.product, self.fitted.steps = shipped, self.step
         return self.fitted
 
@@ -337,6 +345,8 @@ class _Loop:
             "tripwires": self.tripwires.state_dict(),
             "random": checkpoint.random_state(),
         }
+        if self.shards is not None:
+            state = self.shards.gathered(state)
         if self.accelerator.num_processes > 1:  # dropout differs by process: each keeps its own random state
             own = self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt")
             checkpoint.save(own, {"random": state["random"], "step": self.step})
@@ -355,13 +365,16 @@ class _Loop:
                 f"the checkpoint in {self.folder} is of a run of {state['steps']} steps, this one takes {self.steps}: "
                 "resume with the same data and options, or use another folder"
             )
+        if self.shards is not None:
+            state["method"] = self.shards.cut_like(state["method"], self.method.state_dict())
         self.stages.load_state_dict(state["stages"])
         self.fitted.stages = state["ended"]
         self.method.load_state_dict(state["method"])
         for name in [player for player, number in self.stages.optimizers_of.items() if number >= 0]:
-            self.optimizers[name] = self.stages.optimizer(name, self.parameters[name])
+            self.optimizers[name] = self._optimizer(name)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            kept = state["optimizers"][name]
+            optimizer.load_state_dict(kept if self.shards is None else self.shards.cut_optimizer(kept, optimizer))
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -381,19 +394,3 @@ class _Loop:
         """Let trackers write what they hold; the processes stay together, for there may be another training."""
         for tracker in self.accelerator.trackers if self.trackers else ():
             tracker.finish()
-
-
-def _accelerator(training: Training, device: Any, trackers: Sequence[str], folder: Path | None) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cpu = device is not None and torch.device(device).type == "cpu"
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != training.precision:
-            AcceleratorState._reset_state()
-        if PartialState._shared_state and cpu and PartialState().device.type != "cpu":
-            AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(
-            cpu=cpu or None, mixed_precision=training.precision, log_with=list(trackers) or None, project_dir=folder
-        )

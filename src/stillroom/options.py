@@ -306,7 +306,7 @@ def training_of(options: Mapping[str, Any]) -> Any:
         warmup=options["warmup"],
         clip=options["clip"],
     )
-    names = ["epochs", "steps", "batch_size", "accumulate", "ema_decay", "augment", "precision", "keep"]
+    names = ["epochs", "steps", "batch_size", "accumulate", "ema_decay", "augment", "precision", "keep", "shard"]
     views = options["views"]
     if views is None and options["cache_teacher"] is not None:  # those of the epochs, ten at most
         views = 10 if options["epochs"] is None and options["steps"] else min(math.ceil(options["epochs"] or 10), 10)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -83,11 +85,15 @@ def leave() -> None:
 
 
 def average_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the mean of all processes' gradients; nothing where there is one process."""
+    """Give every process the mean of all processes' gradients; nothing where there is one process.
+
+    Those of parameters that are cut over the processes are means already.
+    """
     if accelerator.num_processes == 1:
         return
     import torch
 
+    parameters = [parameter for parameter in parameters if not hasattr(parameter, "full_tensor")]
     for parameter in parameters:
         if parameter.grad is None:  # another process may have one
             parameter.grad = torch.zeros_like(parameter)
@@ -97,3 +103,21 @@ def average_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> N
         together = accelerator.reduce(together, reduction="mean")
         for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
+
+
+def accelerator_for(precision: str, device: Any, trackers: Sequence[str], folder: Path | None) -> Any:
+    """The Accelerator of a training, with the state that another one left set right."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cpu = device is not None and torch.device(device).type == "cpu"
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+            AcceleratorState._reset_state()
+        if PartialState._shared_state and cpu and PartialState().device.type != "cpu":
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(
+            cpu=cpu or None, mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder
+        )

@@ -20,6 +20,8 @@ from stillroom.tripwires import NotFiniteError
 Turns = Callable[[Batch], Iterator[tuple[str, Losses]]]
 MOST_NAMED = 8
 """So many sample numbers are named in a sentence."""
+LARGEST_KEPT = 1 << 16
+"""Values of a buffer that is copied before each step, as batch norm's are; memories of whole data sets are larger."""
 
 
 class Replay:
@@ -35,14 +37,14 @@ class Replay:
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
     def remember(self) -> None:
-        """Keep what a step changes besides the weights: random states and buffers."""
+        """Keep what a step changes besides the weights: random states, and buffers that are not too large to copy."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         self._random = (torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
         self._buffers = [
             (module, name, buffer.clone())
             for module in self.method.modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None
+            if buffer is not None and buffer.numel() <= LARGEST_KEPT
         ]
 
     def _go_back(self) -> None:

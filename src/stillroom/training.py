@@ -148,6 +148,8 @@ class Training:
         ema_decay: ship an exponential average of the weights with this decay per step; None for none.
         evaluate_every: steps between two measurements on the held-out part; None for about ten in all.
         keep: "best" on the held-out part, or "last".
+        shard: where several processes train together, cut the student, its gradients and its optimizer's state over
+            them (FSDP), instead of keeping all of it in each.
 
     Raises:
         ValueError: both or none of epochs and steps, or a number outside its range.
@@ -167,6 +169,7 @@ class Training:
     ema_decay: float | None = None
     evaluate_every: int | None = None
     keep: Literal["best", "last"] = "best"
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.steps is None:

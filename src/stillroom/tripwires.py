@@ -141,7 +141,8 @@ class Tripwires:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all values are finite: norms first, which is quick, each value where a norm has no number."""
-    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and not tensor.is_sparse]
+    pieces = [tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach() for tensor in tensors]
+    floating = [tensor for tensor in pieces if tensor.is_floating_point() and not tensor.is_sparse]
     if not floating:
         return True
     norms = torch._foreach_norm(floating)
