@@ -28,7 +28,7 @@ AT_ONCE = {
     "stillroom list": ["-m", "stillroom", "list"],
 }
 
-WATCHED = '''
+WATCHED = """
 import functools, json, os, sys, time
 BEGAN, FILE = float(os.environ["BEGAN"]), os.environ["TIMELINE"]
 def mark(name, end=False):
@@ -62,12 +62,15 @@ watch(run, "work", "arms and seeds")
 watch(weigh, "costs_of", "costs measured")
 watch(weigh, "write_all", "student and report written")
 watch(fit._Loop, "_one_step", "first step", first=True)
-'''
-MAIN = WATCHED + '''
+"""
+MAIN = (
+    WATCHED
+    + """
 if __name__ == "__main__":
     cli.main(sys.argv[1:])
     mark("end")
-'''
+"""
+)
 
 
 def took(arguments: list[str]) -> float:

@@ -8,9 +8,9 @@ the other beside it, a moment apart, and what is reported are medians of their r
 median: the first step's checks, and the logged steps, which compute the gradient of every loss term; "all" is the ratio
 of the sums over all steps, and holds them.
 
-The pair is of CIFAR's size: images 3 x 32 x 32 in batches of 64, a student resnet8 and a teacher resnet56, whose forward
-pass has ten times the multiply-adds. A cached teacher (float16 answers in files) is timed beside the live loop by hand
-too, once its files are full.
+The pair is of CIFAR's size: images 3 x 32 x 32 in batches of 64, a student resnet8 and a teacher resnet56, whose
+forward pass has ten times the multiply-adds. A cached teacher (float16 answers in files) is timed beside the live loop
+by hand too, once its files are full.
 """
 
 from __future__ import annotations
@@ -210,7 +210,10 @@ def torchdistill_step(
         "teacher": {**network, "requires_grad": False},
         "student": {**network, "requires_grad": True},
         "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "nesterov": True}},
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 1.0}}}},
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 1.0}}},
+        },
     }  # fmt: skip
     data = {"train": torch.utils.data.TensorDataset(inputs, labels)}
     box = get_distillation_box(teacher, student, data, config, torch.device("cpu"), None, False, 1)
@@ -257,12 +260,17 @@ def main() -> None:
     torch.manual_seed(0)
     inputs = torch.rand(16 * given.batch_size, 3, given.image_size, given.image_size)
     labels = torch.arange(len(inputs)) % 10
-    make: Callable[[str], nn.Module] = lambda name: build(name, classes=10, in_channels=3, image_size=given.image_size)
+
+    def make(name: str) -> nn.Module:
+        return build(name, classes=10, in_channels=3, image_size=given.image_size)
+
     teacher, student, skip = make(given.teacher), make(given.student), 5
     training = Training(
         steps=given.steps + skip + 1, batch_size=given.batch_size, optimizer=Optim("sgd", lr=RATE), augment="none"
     )
-    two: Callable[[], tuple[nn.Module, nn.Module]] = lambda: (copy.deepcopy(teacher), copy.deepcopy(student))
+
+    def two() -> tuple[nn.Module, nn.Module]:
+        return copy.deepcopy(teacher), copy.deepcopy(student)
 
     def timed(method: Any, others: dict[str, Step]) -> dict[str, list[float]]:
         samples = Alternating(inputs, labels, others)
@@ -284,21 +292,22 @@ def main() -> None:
             others["torchdistill"] = theirs
         times = timed(methods[name](), others)
         found[name] = ratio(times["fit"], times["hand"], skip)
-        print(f"{name:8s} fit {found[name]['ms']:8.1f} ms, by hand {found[name]['ms_by_hand']:8.1f} ms, "
-              f"ratio {found[name]['median']:.3f} (all steps {found[name]['all']:.3f})", flush=True)  # fmt: skip
+        one = found[name]
+        print(f"{name:8s} fit {one['ms']:8.1f} ms, by hand {one['ms_by_hand']:8.1f} ms, ratio {one['median']:.3f}, "
+              f"all steps {one['all']:.3f}", flush=True)  # fmt: skip
         if "torchdistill" in times:
             found["torchdistill"] = ratio(times["torchdistill"], times["hand"], skip)
             found["to_torchdistill"] = ratio(times["fit"], times["torchdistill"], skip)
-            print(f"         torchdistill {found['torchdistill']['ms']:8.1f} ms, "
-                  f"{found['torchdistill']['median']:.3f} of by hand; fit is {found['to_torchdistill']['median']:.3f} of it")  # fmt: skip
+            one = found["torchdistill"]
+            print(f"         torchdistill {one['ms']:8.1f} ms, {one['median']:.3f} of by hand; "
+                  f"fit is {found['to_torchdistill']['median']:.3f} of it")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         cached = KD(two()[1], CachedOnDisk(two()[0], folder, keep="float16"))
         times = timed(cached, {"hand": kd_by_hand(*two(), inputs, labels)})
     found["cached"] = ratio(times["fit"], times["hand"], skip)
     live = found.get("kd", {"median": 1.0})["median"]
-    print(
-        f"cached   fit {found['cached']['ms']:8.1f} ms, {found['cached']['median'] / live:.3f} of fit with the live teacher"
-    )
+    one = found["cached"]
+    print(f"cached   fit {one['ms']:8.1f} ms, {one['median'] / live:.3f} of fit with the live teacher")
     results = {
         "ratio_to_hand_written": {name: found[name]["median"] for name in given.methods.split(",")},
         "ratio_to_hand_written_all_steps": {name: found[name]["all"] for name in given.methods.split(",")},

@@ -77,9 +77,7 @@ def _sentences(found: Mapping[str, Results]) -> list[str]:
         return ", ".join(names) or "none"
 
     some = [
-        f"`{name}`"
-        for name in methods
-        if len(verdicts(name, "alone")) > 1 and "worth it" in verdicts(name, "alone")
+        f"`{name}`" for name in methods if len(verdicts(name, "alone")) > 1 and "worth it" in verdicts(name, "alone")
     ]
     where = " and on ".join(every)
     lines = [

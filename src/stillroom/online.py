@@ -186,6 +186,11 @@ def _trainable(teacher: Any) -> Any:
 
 
 def refuse_shared(named: Mapping[str, nn.Module]) -> None:
+    """Refuse networks that are one module, or share parameters: each is to learn by itself.
+
+    Raises:
+        ValueError: with the names of the two.
+    """
     owner: dict[int, tuple[str, str]] = {}
     for player, network in named.items():
         for other, before in named.items():

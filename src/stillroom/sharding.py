@@ -57,7 +57,7 @@ class Shards:
 
     def gathered(self, state: Any) -> Any:
         """Nested values with every cut tensor whole; all processes must call it together."""
-        return map_tensors(state, lambda tensor: tensor.full_tensor() if is_cut(tensor) else tensor)
+        return map_tensors(state, lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)())
 
     def cut_like(self, state: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
         """A state of whole tensors, cut where the present one is; all processes must call it together."""

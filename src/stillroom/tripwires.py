@@ -141,7 +141,8 @@ class Tripwires:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all values are finite: norms first, which is quick, each value where a norm has no number."""
-    pieces = [tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach() for tensor in tensors]
+    held = [tensor.detach() for tensor in tensors]
+    pieces = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in held]
     floating = [tensor for tensor in pieces if tensor.is_floating_point() and not tensor.is_sparse]
     if not floating:
         return True
