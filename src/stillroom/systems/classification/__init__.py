@@ -87,7 +87,8 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="lsskd",
-        title="A Layered Self-Supervised Knowledge Distillation Framework for Efficient Multimodal Learning on the Edge",
+        title="A Layered Self-Supervised Knowledge Distillation Framework for Efficient Multimodal Learning on the "
+        "Edge",
         arxiv="2506.07055",
         year=2025,
         kind="classification",
@@ -106,5 +107,16 @@ SYSTEMS: tuple[System, ...] = (
         needs="teacher, labels, some of them clean and held out",
         gives="a student, and for each training sample how far the teacher was trusted",
         methods=(("tgeo-kd", "TGeoKD"), ("wls-kd", "WLSKD")),
+    ),
+    System(
+        slug="l2d",
+        title="Multi-Label Knowledge Distillation",
+        arxiv="2308.06453",
+        year=2023,
+        kind="classification",
+        module="stillroom.systems.classification.l2d",
+        needs="teacher, several labels per sample (for L2D itself, a query per label in both networks)",
+        gives="a student",
+        methods=(("l2d", "L2D"), ("mld", "MLD")),
     ),
 )
