@@ -16,6 +16,8 @@ from stillroom.storage import StorageError
 
 RETRIES = 3
 """How often a run is begun again whose worker or machine died."""
+STARTS = 3
+"""How often a local cluster is tried to be started."""
 
 
 class Plan(Protocol):
@@ -54,18 +56,14 @@ def work_on_ray(
     ray = require("ray")
     plan = replace(plan, resume=True)  # a repeated task goes on where its worker died
     try:
-        content = require("ray").cloudpickle.dumps(plan)
+        content = ray.cloudpickle.dumps(plan)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise TypeError(
             f"this experiment cannot be sent to a cluster ({error}): define its models and arms at the top of a module"
         ) from error
     ours = not ray.is_initialized()
     if ours:
-        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-        else:
-            ray.init(num_cpus=max(jobs, 1) * plan.threads, **options)
+        _join(ray, max(jobs, 1) * plan.threads)
     try:
         kind = torch.device(plan.device or ("cuda" if torch.cuda.is_available() else "cpu")).type
         task = ray.remote(max_retries=RETRIES, num_cpus=plan.threads, num_gpus=1 if kind == "cuda" else 0)(_execute)
@@ -89,6 +87,22 @@ def work_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def _join(ray: Any, cpus: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one here; on a busy machine a start may take several tries."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(num_cpus=cpus, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            return
+        except Exception:  # it raises nothing narrower
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def _execute(content: bytes, name: str, seed: int, factor: float) -> dict[str, Any]:
