@@ -34,13 +34,13 @@ def recipe(
 ) -> Experiment:
     """Do a teacher's answers per label, and its label-wise embeddings, help a small student that sees few images?
 
-    Every arm takes the same steps from the same weights. The students are still learning when they stop, and seeds lie far
-    apart: of six claims one is shown.
+    Every arm takes the same steps from the same weights. The students are still learning when they stop, and seeds lie
+    far apart: of six claims one is shown.
 
     Settings come from seed 100: the rate (0.003, 0.01 and 0.02 tried by the student alone and L2D), L2D's weight of the
-    embeddings (the paper's 1 sinks such a student; 0.03 was the one other value, tried with longer training) and, on the
-    same seed, 1 and the paper's 10 for the logits' loss and for softmax distillation alike, where 10 was the better for
-    both. Some runs of seeds 0 to 2 were seen before everything was written, so that the seeds reported are 10 to 14.
+    embeddings (the paper's 1 sinks such a student; 0.03 was the one other value, tried with longer training) and, on
+    the same seed, 1 and the paper's 10 for the logits' loss and for softmax distillation alike, where 10 was the better
+    for both. Some runs of seeds 0 to 2 were seen before everything was written, so that those reported are 10 to 14.
 
     Args:
         data: a multi-label data set.
