@@ -140,6 +140,12 @@ CASES = {
         (4, 3),
         (4, 6),
     ),
+    "symmetric_kl": (
+        lambda s, t: losses.symmetric_kl(s, t, temperature=2.0, reduction="none"),
+        lambda s, t: (np.array(naive.forward_kl(s, t, 2.0)) + np.array(naive.reverse_kl(s, t, 2.0))) / 2,
+        (4, 6),
+        (4, 6),
+    ),
     "crd_loss": (
         lambda s, t: losses.crd_loss(*log_scores(s), dataset_size=50, reduction="none"),
         lambda s, t: naive.crd(np.exp(s[:, 0]), np.exp(s[:, 1:]), 50),
@@ -160,7 +166,7 @@ def test_every_loss_between_two_networks_has_a_loop():
     others = {"Reduction", "flatten_positions", "labelled_rows", "reduce", "standardize_logits"}
     logits = {name for name, home in losses._EXPORTS.items() if home in LOOPED_HOMES}
     assert looped | supervised | parts | others | {"teacher_optimal_permutation"} == logits
-    assert len(looped) == 18
+    assert len(looped) == 19
 
 
 @pytest.mark.parametrize("name", CASES)
