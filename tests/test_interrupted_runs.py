@@ -92,6 +92,14 @@ def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(tmp_path)
 # ---- Ctrl-C
 
 
+@pytest.fixture(autouse=True)
+def heeds_ctrl_c():
+    """Shells start what they put into the background deaf to Ctrl-C, and its processes too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_says_how_to_go_on(place, whole, capsys, monkeypatch):
     save, saved = hub.save, []
 
