@@ -201,6 +201,19 @@ def test_compare_makes_a_leaderboard(tmp_path):
     assert "What a training step costs" in (tmp_path / "run/report.html").read_text()
 
 
+def test_a_comparison_goes_on_with_more_methods_but_not_with_other_arguments(tmp_path):
+    given = (trained_teacher(), tiny_student, splits())
+    options = {"epochs": 1, "seeds": 2, "out": tmp_path / "run", **QUIET}
+    arguments = {"kd": {"temperature": 2.0}}
+    first = stillroom.compare("kd", *given, method_options=arguments, **options)
+    more = stillroom.compare("kd,dkd", *given, method_options=arguments, resume=True, **options)
+    assert set(more["arms"]) == {"teacher", "alone", "kd", "dkd"}
+    assert more["arms"]["kd"]["values"] == first["arms"]["kd"]["values"]
+    for other in ({"kd": {"temperature": 3.0}}, {}, arguments | {"dkd": {"beta": 2.0}}):
+        with pytest.raises(ValueError, match=r"other options \(those of d?kd\)"):
+            stillroom.compare("kd,dkd", *given, method_options=other, resume=True, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

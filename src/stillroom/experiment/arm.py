@@ -75,6 +75,16 @@ def method_class(arm: Any) -> type[Method] | None:
     return arm if isinstance(arm, type) and issubclass(arm, Method) else None
 
 
+def arguments_of(arm: Any) -> dict[str, str]:
+    """What an arm's method was given beside student and teacher, as text that two runs can be compared by."""
+    found: dict[str, Any] = {}
+    while isinstance(arm, partial):
+        found = arm.keywords | found
+        arm = arm.args[0] if arm.args and is_method(arm.args[0]) else arm.func
+    plain = (str, int, float, bool, list, tuple, dict, type(None))
+    return {name: repr(value if isinstance(value, plain) else type(value)) for name, value in sorted(found.items())}
+
+
 def takes_teacher(arm: Any) -> bool:
     """Whether the method inside an arm can be given a teacher; somebody's own function is taken to want one."""
     kind = method_class(arm)

@@ -18,7 +18,7 @@ from torch import nn
 from stillroom import processes
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
-from stillroom.experiment.arm import Context, TrainingArm, is_method
+from stillroom.experiment.arm import Context, TrainingArm, arguments_of, is_method
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.cluster import work_on_ray
@@ -199,11 +199,12 @@ class Experiment:
         speak: Callable[[str], None],
     ) -> Results:
         """Run it in a folder that nobody else works in."""
-        started = not processes.is_first() or self._check_folder(plan.folder, resume=plan.resume)
+        if processes.is_first():
+            self._check_folder(plan.folder, resume=plan.resume)
         processes.wait(plan.device)
         measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
-        if not started:
-            write_json(plan.folder / "run.json", {"config": self._config, "versions": versions()})
+        if processes.is_first():
+            self._write_options(plan.folder / "run.json")
         teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
         if teacher_metrics and self.task.metric in teacher_metrics:
             teacher = plan.teacher().fingerprint()
@@ -229,8 +230,15 @@ class Experiment:
     def _config(self) -> dict[str, Any]:
         return dict(json.loads(json.dumps(dict(self.config), default=str)))
 
-    def _check_folder(self, place: Path, *, resume: bool) -> bool:
-        """Refuse a folder that holds something else than this run; say whether the run was begun there."""
+    def _write_options(self, file: Path) -> None:
+        """Write down what the run was started with; arms that are new to it are added."""
+        before = json.loads(file.read_text()) if file.exists() else {"config": self._config, "versions": versions()}
+        arms = before.get("arms", {}) | {name: arguments_of(arm) for name, arm in self.arms.items()}
+        if before.get("arms") != arms:
+            write_json(file, before | {"arms": arms})
+
+    def _check_folder(self, place: Path, *, resume: bool) -> None:
+        """Refuse a folder that holds something else than this run."""
         written, config = place / "run.json", self._config
         if place.exists() and not place.is_dir():
             raise FileExistsError(f"{place} is a file: name a new folder for the run")
@@ -240,18 +248,18 @@ class Experiment:
             if not resume:
                 raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
             if written.exists():
-                before = json.loads(written.read_text())["config"]
-                if before != config:
-                    changed = sorted(k for k in {*before, *config} if before.get(k) != config.get(k))
+                kept = json.loads(written.read_text())
+                before, arms = kept["config"], kept.get("arms", {})
+                changed = sorted(k for k in {*before, *config} if before.get(k) != config.get(k))
+                own = {name: arguments_of(arm) for name, arm in self.arms.items()}
+                changed += [f"those of {name}" for name in own if arms.get(name, own[name]) != own[name]]
+                if changed:
                     raise ValueError(
                         f"the run in {place} was started with other options ({', '.join(changed)}): resume it with the "
                         "same ones, or name a new folder"
                     )
-                return True
-            if inside <= {"teacher"}:  # killed before it wrote its options
-                return False
-            raise FileExistsError(f"the folder {place} holds no run that could be resumed: name that run's folder")
-        return False
+            elif not inside <= {"teacher"}:  # which a run that was killed before it wrote its options has left
+                raise FileExistsError(f"the folder {place} holds no run that could be resumed: name that run's folder")
 
     def _measure_teacher(self, plan: _Plan, progress: bool = False) -> dict[str, float]:
         if self.teacher is None:
