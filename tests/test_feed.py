@@ -49,6 +49,17 @@ def test_the_training_samples_may_be_drawn_without_the_pool():
     assert len(both.batch(0)) == 20
 
 
+@pytest.mark.parametrize("part", ["train", "train-alone", "merged"])
+def test_no_stage_draws_what_a_method_keeps_apart(part):
+    data = splits(labels=20)
+    method = NoLabels(mlp(), mlp())
+    method.kept_apart = data.train.index[:7]
+    drawn = stream_for(method, Classification(), Training(batch_size=1), data, part, seed=0)
+    seen = {number for step in range(len(drawn)) for number in drawn.batch(step).index.tolist()}
+    assert seen.isdisjoint(method.kept_apart.tolist())
+    assert seen >= set(data.train.index[7:].tolist())
+
+
 def test_labels_are_not_merged_away_silently_and_other_parts_are_refused():
     with pytest.raises(ValueError, match='"merged" samples have no labels, but KD learns from some labels'):
         stream("merged", KD)

@@ -123,8 +123,10 @@ def test_the_estimate_is_exact_where_predictions_are_linear():
         float(((w * p + (1 - w) * q - onehot) ** 2).mean()) for w in (found.unclipped + d for d in (-0.01, 0, 0.01))
     ]
     assert errors[1] < min(errors[0], errors[2])
-    with pytest.raises(ValueError, match="held-out samples, given none"):
+    with pytest.raises(ValueError, match="held-out samples with labels, given none among 0"):
         estimate_label_weight(Says(a), Says(c), held.subset(torch.zeros(0, dtype=torch.int64)))
+    with pytest.raises(ValueError, match=f"given none among {len(held)}"):
+        estimate_label_weight(Says(a), Says(c), held.relabel(torch.full((len(held),), -100)))
 
 
 def test_methods_may_differ_by_generation():

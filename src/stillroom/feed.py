@@ -50,6 +50,8 @@ def stream_for(
     """
     needs = method.needs
     samples, pool = (data.train, data.unlabelled) if isinstance(data, Splits) else (data, None)
+    if method.kept_apart is not None and part != "unlabelled":
+        samples = samples.subset((~torch.isin(samples.index, method.kept_apart)).nonzero().flatten())
     if part == "unlabelled" and pool is not None:
         samples, pool = pool, None
         needs = replace(needs, labels="none")
@@ -67,8 +69,6 @@ def stream_for(
         )
     if part in ("merged", "train-alone"):
         pool, training = None, training.change(unlabelled_batch=None)
-    if method.kept_apart is not None and part in ("train", "train-alone"):
-        samples = samples.subset((~torch.isin(samples.index, method.kept_apart)).nonzero().flatten())
     usable = needs.labels != "every" and needs.teacher
     if not usable or pool is None or not len(pool):
         pool = None

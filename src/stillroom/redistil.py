@@ -89,12 +89,17 @@ def estimate_label_weight(by_labels: nn.Module, by_teacher: nn.Module, held_out:
         held_out: samples with labels that trained neither.
 
     Raises:
-        ValueError: there are no held-out samples.
+        ValueError: there are no held-out samples with labels.
     """
-    if not len(held_out):
-        raise ValueError("the label weight is estimated on held-out samples, given none: hold a part of the data out")
-    said, labels = logits_on(by_labels, held_out)
+    said, labels = logits_on(by_labels, held_out) if len(held_out) else (torch.empty(0, 1), torch.empty(0))
+    known = labels >= 0
+    if not known.any():
+        raise ValueError(
+            f"the label weight is estimated on held-out samples with labels, given none among {len(held_out)}: hold a "
+            "labelled part of the data out"
+        )
     pure, _ = logits_on(by_teacher, held_out)
+    said, pure, labels = said[known], pure[known], labels[known]
     targets = F.one_hot(labels, said.shape[1])
     return optimal_label_weight(targets.numpy(), said.double().softmax(1).numpy(), pure.double().softmax(1).numpy())
 

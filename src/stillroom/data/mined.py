@@ -158,7 +158,7 @@ def mine(
             f"{len(found)} images of the pool are images of the evaluation set or nearly so (the first is row "
             f"{int(found[0])}): take the rows that near_duplicates(pool, evaluation) names out of the pool"
         )
-    frozen = teacher if isinstance(teacher, Frozen) else Frozen(teacher)
+    frozen = (teacher if isinstance(teacher, Frozen) else Frozen(teacher)).settled
     device = next((one.device for one in _parameters(frozen.network)), torch.device("cpu"))
     said = []
     for batch in sequential(pool.relabel(None), batch_size):
@@ -178,9 +178,11 @@ def mine(
 
 def _vectors(samples: Samples, embed: Callable[[Any], Tensor] | None, batch_size: int) -> Tensor:
     found = []
+    asked = Frozen(embed) if isinstance(embed, nn.Module) else embed
+    device = next((one.device for one in _parameters(embed)), torch.device("cpu"))
     for batch in sequential(samples, batch_size):
-        if embed is not None:
-            found.append(embed(batch.inputs).detach().float().flatten(1).cpu())
+        if asked is not None:
+            found.append(asked(batch.to(device).inputs).detach().float().flatten(1).cpu())
         else:
             found.append(torch.cat([one.float().flatten(1) for one in tensors_in(batch.inputs)], dim=1))
     return torch.cat(found) if found else torch.empty(0, 0)

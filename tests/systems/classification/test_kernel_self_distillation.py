@@ -246,6 +246,8 @@ class TestEstimator:
     def test_a_matrix_that_is_no_kernel_is_refused(self):
         with pytest.raises(ValueError, match=r"positive semi-definite, given eigenvalues from -1 to 2"):
             model(kernel="precomputed").fit(np.diag([2.0, -1.0]), np.zeros(2))
+        with pytest.raises(ValueError, match=r"positive semi-definite, given eigenvalues from -1e-07 to 2"):
+            model(kernel="precomputed").fit(np.diag([2.0, -1e-7]), np.zeros(2))
         with pytest.raises(ValueError, match="must be symmetric"):
             model(kernel="precomputed").fit(np.array([[1.0, 0.5], [0.0, 1.0]]), np.zeros(2))
         almost = np.diag([2.0, -1e-9])  # rounding

@@ -13,13 +13,14 @@ from torch import nn
 from stillroom import distill
 from stillroom.blocks import Cached, Frozen, fingerprint
 from stillroom.check import check_method
-from stillroom.data import TensorSamples, mine
+from stillroom.data import TensorSamples, mine, near_duplicates
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Splits
+from stillroom.experiment.arm import Context
 from stillroom.fit import fit
 from stillroom.losses import flatten_positions, generalized_jensen_shannon, kl_divergence, symmetric_kl
 from stillroom.systems.classification.ssld import SSLD, JensenShannonSSLD, SoftLabelSSLD, paper, recipe
-from stillroom.systems.classification.ssld.recipe import load_parts
+from stillroom.systems.classification.ssld.recipe import _teachers, load_parts, permute_pixels, teacher_of
 from stillroom.training import Optim, Training
 from tests.systems.classification.toys import ConvNet, accuracy, problem, segmenter, trained_teacher
 
@@ -214,17 +215,54 @@ def test_what_cannot_be_is_refused():
 def test_no_reported_image_is_trained_on_and_the_pool_has_no_labels():
     setting = recipe().arms["ssld"].keywords["setting"]
     parts = load_parts(setting, 100, False)
-    splits, pool = parts.splits, parts.splits.unlabelled
+    splits, pool = parts.splits, parts.pool
     sets = [set(one.index.tolist()) for one in (splits.train, pool, splits.test)]
     assert [len(one) for one in sets] == [300, 1397, 600]
     assert len(set.union(*sets)) == sum(len(one) for one in sets)
     assert set(parts.everything.index.tolist()).isdisjoint(sets[2])
     assert pool.labels is None
     assert int(parts.off_domain.sum()) == 500
-    strange = pool.subset(parts.off_domain.nonzero().flatten()).batch(torch.arange(500)).inputs
-    assert not torch.isin(strange.flatten(1).sum(1), torch.zeros(1)).any()
+    rows = {strange: (parts.off_domain == strange).nonzero().flatten() for strange in (True, False)}
+    strange, plain = (pool.batch(chosen).inputs.flatten(1) for chosen in (rows[True], rows[False]))
+    assert torch.cdist(strange, plain).min() > 0.5
+    assert torch.cdist(strange.sort(1).values, plain.sort(1).values).min(1).values.max() < 1e-2  # the same pixels
     with pytest.raises(ValueError, match="600 images of the pool are images of the evaluation set"):
         mine(splits.test, ConvNet(2, classes=10), 5, evaluation=splits.test)
+
+
+def test_pixels_get_an_order_of_their_own_for_each_image():
+    images = torch.arange(32.0).view(1, 1, 4, 8).expand(3, -1, -1, -1)
+    strange = permute_pixels(images, 100).flatten(1)
+    assert torch.equal(strange.sort(1).values, images.flatten(1))
+    assert len({tuple(row) for row in strange.tolist()} | {tuple(range(32))}) == 4
+
+
+def test_reported_images_are_taken_out_of_the_pool_and_nothing_else_moves():
+    images, labels = torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 4
+    images[300:] = images[:100]  # a quarter of the images is there twice
+    setting = replace(recipe().arms["ssld"].keywords["setting"], data=(images, labels), labelled=40, off_domain=30)
+    parts = load_parts(setting, 100, False)
+    assert parts.near_duplicates > 0
+    assert len(near_duplicates(parts.pool, parts.splits.test)) == 0
+    assert int(parts.off_domain.sum()) == 30
+    inputs = parts.pool.batch(torch.arange(len(parts.pool))).inputs.flatten(1)
+    there = torch.cdist(inputs, images.flatten(1)).min(1).values < 1e-2
+    assert torch.equal(there, ~parts.off_domain)
+
+
+def test_teachers_of_an_arm_stay_apart_when_a_run_goes_on(tmp_path):
+    setting = recipe().arms["ssld"].keywords["setting"]
+    parts = load_parts(setting, 100, True)
+
+    def prints(resume):
+        _teachers.clear()
+        context = Context(tmp_path, resume=resume, tiny=True)
+        kinds = ("strong", "of the few labels", "of shuffled labels")
+        return [Frozen(teacher_of(setting, parts, 100, context, kind)).fingerprint() for kind in kinds]
+
+    first = prints(False)
+    assert len(set(first)) == 3
+    assert prints(True) == first
 
 
 def test_the_recipe_runs(tmp_path):

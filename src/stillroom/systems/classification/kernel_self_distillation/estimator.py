@@ -214,7 +214,7 @@ class KernelSelfDistillation(MultiOutputMixin, RegressorMixin, BaseEstimator):  
         for fitted in ("label_weights_", "found_weights_"):
             if hasattr(self, fitted):
                 delattr(self, fitted)
-        narrow = getattr(X, "dtype", None) in (np.float32, np.float16)  # a precomputed kernel of rounded numbers
+        narrow = getattr(X, "dtype", None) == np.float32  # a precomputed kernel of rounded numbers
         tolerance = 1e-6 if narrow and self.kernel == "precomputed" else 1e-8
         inputs, numbers = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         self.X_fit_: Array = inputs

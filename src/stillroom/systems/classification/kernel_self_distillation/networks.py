@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -122,18 +124,26 @@ def _loss(network: nn.Module, samples: Samples) -> float:
     return float(label_mse_loss(*logits_on(network, samples)))
 
 
+def spent(trainings: Iterable[Fitted]) -> float:
+    """Seconds of these trainings, each counted once, whichever arm trained it first."""
+    return round(sum(one.seconds for one in {id(one): one for one in trainings}.values()), 3)
+
+
 def run_course(seed: int, context: Context, *, setting: Setting, label_weight: float | None) -> dict[str, float]:
     """One label weight for all steps; None stops after the first step."""
     splits = setting.redistiller(seed, context).data
     steps = course(setting, seed, label_weight, context)
     context.extra["curve"] = [[number, _measured(one, splits)] for number, one in enumerate(steps, start=1)]
+    context.extra["seconds"] = spent(steps)
     return _measured(steps[-1], splits) | {"trainings": float(len(steps) - 1)}
 
 
 def run_best(seed: int, context: Context, *, setting: Setting) -> dict[str, float]:
     """The weight of the grid that is best on the held-out part."""
     splits = setting.redistiller(seed, context).data
-    tried = {weight: _measured(course(setting, seed, weight, context)[-1], splits) for weight in setting.grid}
+    courses = {weight: course(setting, seed, weight, context) for weight in setting.grid}
+    tried = {weight: _measured(steps[-1], splits) for weight, steps in courses.items()}
+    context.extra["seconds"] = spent(one for steps in courses.values() for one in steps)
     best = min(tried, key=lambda weight: tried[weight]["validation_loss"])
     return tried[best] | {"label_weight": best, "trainings": float(len(tried) * (setting.steps - 1))}
 
@@ -141,9 +151,12 @@ def run_best(seed: int, context: Context, *, setting: Setting) -> dict[str, floa
 def run_estimated(seed: int, context: Context, *, setting: Setting) -> dict[str, float]:
     """Two trainings per step: one without labels, and one with the weight that is estimated from it."""
     redistiller = setting.redistiller(seed, context)
+    began = time.perf_counter()
     found = self_distil_by_estimate(redistiller, steps=setting.steps)
+    took = round(time.perf_counter() - began, 3)
     measured = _measured(found.steps[-1], redistiller.data)
     best = run_best(seed, context, setting=setting)["validation_loss"]
+    context.extra["seconds"] = took  # without the grid that it is held against
     context.extra["curve"] = [[number, _measured(one, redistiller.data)] for number, one in enumerate(found.steps, 1)]
     return measured | {
         "label_weight": found.weights[-1].clipped,

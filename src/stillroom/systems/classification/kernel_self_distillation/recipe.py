@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -141,9 +142,9 @@ def with_labels(
 
 
 def with_best_labels(problem: Problem, ridge: float, train: Any, validation: Any, test: Any) -> dict[str, float]:
-    """Self-distillation with the best share at each step, and how much any other share would have done better."""
+    """Self-distillation with the best share at each step, and how much any other share does better (below 0: worse)."""
     model = problem.model(ridge, 1.0, problem.steps).fit_validated(*train, *validation)
-    weights, worst = [one.clipped for one in model.found_weights_], 0.0
+    weights, worst = [one.clipped for one in model.found_weights_], -math.inf
     for number in range(len(weights)):
         tried = [weights[number], *np.linspace(0, 1, 21).tolist()]
         filters = [dual_filter(model.eigenvalues_, ridge, [*weights[:number], one], number + 2) for one in tried]
@@ -167,7 +168,9 @@ def run_sine(seed: int, context: Context, *, label_weight: float) -> dict[str, f
     model = KernelSelfDistillation(ridge=0.2, label_weight=label_weight, steps=6, gamma=80.0).fit(x, NOISY_SINE)
     truth = np.sin(2 * np.pi * grid)
     errors = [mse(said, truth) for said in model.staged_predict(grid[:, None])]
-    errors.append(mse(model.predict_at(grid[:, None], math.inf), truth) if label_weight else mse(0 * truth, truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without labels the limit is the zero function, and says so
+        errors.append(mse(model.predict_at(grid[:, None], math.inf), truth))
     found = {f"mse_at_step_{number}": error for number, error in enumerate(errors[:-1], start=1)}
     gaps = [abs(ours - published) for ours, published in zip(errors, SINE_TABLE[label_weight], strict=True)]
     return found | {"mse_in_the_limit": errors[-1], "largest_difference": max(gaps)}
@@ -179,7 +182,7 @@ def recipe(
     gamma: float = 0.02,
     ridge_share: float = 0.1,
     label_weights: tuple[float, ...] = (0.1, 0.35, 0.6),
-    steps: int = 10,
+    steps: int | None = None,
     long: int = 2000,
     student: str = "mlp-64",
     epochs: float = 100,
@@ -194,13 +197,19 @@ def recipe(
     to add: that arm is shown too.
 
     The settings of the kernel part were fixed beforehand. What was seen over 20 splits: distillation helps the
-    under-regularised fit (0.545; with labels kept 0.520, with the best share per step 0.511), and reaches what the
-    tuned ridge gives (0.508), no more; it harms a fit whose ridge is tuned already. Without labels the error falls and
-    then rises in 18 of 20 splits. `validation_excess` counts how much some other share would have been better, and is
-    0; it was first measured with its sign, which for the same fits left that claim "not shown".
+    under-regularised fit (0.545; with a share 0.35 of the labels 0.520, with the best share per step 0.511), and
+    reaches what the tuned ridge gives (0.508), no more; on average it harms a fit whose ridge is tuned already (in 14
+    of 20 splits). Choosing a share per step shows no gain over pure distillation stopped by the validation part
+    (0.508). Without labels the error falls and then rises in 18 of 20 splits.
+
+    Four claims check the theory and can hardly fail: the plateau, the limit, the collapse without labels, and a tuned
+    ridge that distillation makes worse on the part it was tuned on; this last one was added after seeds 100 to 105 had
+    been seen. That no share does better than the one found (`validation_excess`, whose 20 values are 0 or below) is
+    "not shown": the widened interval reaches 1e-8, and the claim was 1e-12.
 
     With classes, the estimated label weight is compared with a grid. Settings were chosen in three looks at seed 100
-    so that the estimate lies inside [0, 1]: clean digits want all of the labels. What was seen over 5 seeds: the
+    so that the estimate lies inside [0, 1]: clean digits want all of the labels. That the estimate takes fewer
+    trainings than the grid holds by counting. What was seen over 5 seeds: the
     validation loss is 2.7% above the best grid point (chosen by that loss), so that "within 2%" is not shown, nor a
     gain over training again without a teacher; single trainings differ by as much.
 
@@ -210,8 +219,8 @@ def recipe(
         gamma: of the RBF kernel (numbers only).
         ridge_share: part of the best ridge that the first fit gets (numbers only).
         label_weights: shares of the labels that are tried, above 0 (numbers only); 0.35 must be among them.
-        steps: of the arms that keep a share of the labels; their limit is looked at after six times as many (numbers
-            only).
+        steps: of the arms that keep a share of the labels, whose limit is looked at after six times as many (numbers;
+            10 when not given), or trainings after each other (classes; 2 when not given).
         long: steps without labels (numbers only).
         student: the network of every step (classes only).
         epochs: of every step's training (classes only).
@@ -220,14 +229,18 @@ def recipe(
             stay right (classes only).
     """
     if isinstance(data, str) and data == "sine":
+        if steps is not None:
+            raise ValueError(f"the sine has six steps, given steps={steps}: leave it out")
         return _sine()
     if not _of_numbers(data):
         adam = Optim("adam", lr=3e-3, schedule="constant")
         training = Training(epochs=epochs, batch_size=64, optimizer=adam)
-        return network_experiment(data, student, training, steps=2, train_size=train_size, label_noise=label_noise)
+        return network_experiment(
+            data, student, training, steps=steps or 2, train_size=train_size, label_noise=label_noise
+        )
     if CENTRE not in label_weights or not all(0 < weight <= 1 for weight in label_weights):
         raise ValueError(f"label_weights must lie in (0, 1] with {CENTRE} among them, given {label_weights}")
-    problem = Problem(data, gamma, ridge_share, steps, long)
+    problem = Problem(data, gamma, ridge_share, steps or 10, long)
     arm = partial(partial, run_kernel, problem=problem)
     kept = {f"labels {weight:g}": arm(arm=partial(with_labels, label_weight=weight)) for weight in label_weights}
     return Experiment(

@@ -43,11 +43,8 @@ def dual_filter(
     constant = np.ndim(label_weight) == 0
     if constant and 0 <= float(label_weight) <= 1:  # type: ignore[arg-type]
         a = float(label_weight)  # type: ignore[arg-type]
-        if a == 0:
-            limit, gap = np.zeros_like(d), 1 / (d + ridge)
-        else:
-            limit = a / (a * d + ridge)
-            gap = (1 - a) * ridge / ((d + ridge) * (a * d + ridge))
+        limit = a / (a * d + ridge)
+        gap = (1 - a) * ridge / ((d + ridge) * (a * d + ridge))
         if step == math.inf:
             return limit
         return limit + ((1 - a) * d / (d + ridge)) ** (int(step) - 1) * gap

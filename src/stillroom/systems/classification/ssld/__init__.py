@@ -6,7 +6,7 @@ mining by the teacher's confidence about as much again over a pool drawn at rand
 
 Not for whom: you have labels beside the pool: there plain distillation of both (`kd`, temperature 4, a tenth of the
 weight on the labels) is the better one in our measurements, and on the labelled images alone it is about as good. The
-teacher knows no more than your labels (its pool then adds nothing that we could show); its answers are to be cached
+teacher knows no more than your labels (no gain over the student alone could be shown); its answers are to be cached
 while its batch norm uses the batch; the classes differ; outputs are not one class of many. Neither the second phase nor
 the batch's statistics in the teacher made a difference that we could show.
 
