@@ -85,7 +85,8 @@ class ClassAverages(nn.Module):
         """
         for batch in sequential(samples, batch_size):
             batch = batch.to(self.sums.device if device is None else device)
-            self.put(at_least_float32(teacher(batch)).softmax(1).to(self.sums.device), batch.labels)
+            said = at_least_float32(teacher(batch)).softmax(1)
+            self.put(said.to(self.sums.device), batch.labels.to(self.sums.device))
 
     def forward(self, labels: Tensor) -> Tensor:
         """Look up the average of each label's class: `(N, width)`.

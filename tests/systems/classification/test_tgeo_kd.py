@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from torch import nn
 
 from stillroom.baselines import alone
 from stillroom.bilevel import hypergradient
+from stillroom.blocks import Frozen, SampleScores
 from stillroom.check import check_method
 from stillroom.data import TensorSamples
 from stillroom.data.batch import Batch
+from stillroom.data.samples import Splits
+from stillroom.experiment.arm import Context
 from stillroom.experiment.run import Experiment
 from stillroom.fit import fit
 from stillroom.losses import blended_kd_loss, cross_entropy, kd_loss
@@ -30,6 +34,7 @@ from stillroom.systems.classification.tgeo_kd import (
 )
 from stillroom.systems.classification.tgeo_kd.geometry import PARTS
 from stillroom.systems.classification.tgeo_kd.methods import keep_apart
+from stillroom.systems.classification.tgeo_kd.recipe import World, _shares, run_best_alpha
 from stillroom.task import Classification
 from stillroom.training import Optim, Training
 from tests.systems.classification.toys import ConvNet, accuracy, problem, trained_teacher
@@ -242,13 +247,21 @@ def test_the_controllers_turn_leaves_batch_norm_alone():
 
 def test_the_student_may_step_more_often_and_every_controller_step_has_other_held_out_samples():
     made, batch = linear(student_steps=3, held_out_batch=4)
-    players, held = [], []
-    for _ in range(6):
-        held.append(made.held_out.batch(int(made.rounds)).index.tolist())
+    players, held, asked, draw = [], [], [], made.held_out.batch
+
+    def noted(step):
+        drawn = draw(step)
+        asked.append(drawn.index.tolist())
+        return drawn
+
+    made.held_out.batch = noted
+    for _ in range(9):
         for player, _ in made.turns(batch):
+            if player == "controller":
+                held.append(asked[-1])
             players.append(player)
             made.after_step(player)
-    assert players == ["controller", "student", "student", "student"] * 2
+    assert players == ["controller", "student", "student", "student"] * 3
     assert sorted(held[0] + held[1] + held[2]) == list(range(100, 112))
 
 
@@ -393,6 +406,68 @@ def test_it_is_an_arm_beside_other_methods(tmp_path):
     )
     found = experiment.tiny().run(seeds=(100,), folder=tmp_path / "run", progress=False)
     assert set(found["arms"]) == {"teacher", "alone", "tgeo-kd"}
+
+
+tgeo_recipe = sys.modules["stillroom.systems.classification.tgeo_kd.recipe"]  # the package has a function of that name
+
+
+def small_world(student=None):
+    """Six samples: what the teacher says, which labels are wrong, and what that makes of them."""
+    truth = torch.tensor([3, 3, 8, 8, 1, 2])
+    labels = torch.tensor([3, 3, 8, 8, 5, 6])
+    favourite = torch.tensor([8, 3, 8, 3, 1, 6])  # it contradicts 0 and 3, agrees with 1 and 2, puts 4 right
+    train = TensorSamples(torch.eye(6), labels, index=torch.arange(10, 16))
+    splits = Splits(train, TensorSamples(torch.eye(6), truth))
+    held = TensorSamples(torch.eye(6), truth)
+    return World(splits, train, held, train, truth, Frozen(nn.Linear(6, 9)), favourite)
+
+
+def test_groups_of_samples_and_the_gaps_between_their_shares():
+    world = small_world()
+    assert [group.tolist() for group in world.groups((3, 8))] == [[10, 13], [14], [11, 12]]
+
+    class Shown:
+        scores = SampleScores()
+
+    Shown.scores.put(torch.arange(10, 16), torch.tensor([0.1, 0.5, 0.7, 0.3, 0.9, 0.4]))
+    found = _shares(Shown(), world, (3, 8))
+    assert found["alpha_gap"] == pytest.approx(0.9 - 0.2)
+    assert found["alpha_gap_within"] == pytest.approx(0.6 - 0.2)
+    assert found["mean_alpha"] == pytest.approx(2.9 / 6)
+
+
+def test_the_best_fixed_share_is_chosen_by_the_held_out_samples(monkeypatch, tmp_path):
+    class Right(nn.Module):
+        def __init__(self, share, at):
+            super().__init__()
+            self.share, self.at = nn.Parameter(torch.tensor(share)), at
+
+        def forward(self, inputs):  # right on the held-out samples alone, or on the reported ones alone
+            where = inputs[:, -1] if self.at == "held out" else 1 - inputs[:, -1]
+            return torch.stack([1 - where, where], 1) * 9 + 0 * self.share
+
+    inputs = torch.cat([torch.zeros(8, 1), torch.ones(8, 1)])
+    reported = TensorSamples(inputs[:8], torch.ones(8, dtype=torch.int64))
+    held = TensorSamples(inputs[8:], torch.ones(8, dtype=torch.int64))
+    world = World(Splits(held, reported), held, held, held, held.labels, Frozen(nn.Linear(1, 2)), held.labels)
+    setting = recipe().arms["kd, best alpha"].keywords["setting"]
+    for share, at in ((0.3, "reported"), (0.6, "held out")):
+        world.fixed[(share, repr((setting.student, setting.training, setting.temperature)))] = Right(share, at)
+    monkeypatch.setattr(tgeo_recipe, "make_world", lambda *given: world)
+    found = run_best_alpha(0, Context(tmp_path), setting=setting, candidates=(0.3, 0.6))
+    assert found["alpha"] == 0.6
+    assert found["accuracy"] == 0.0
+
+
+def test_students_of_other_settings_are_not_taken_for_each_other(monkeypatch, tmp_path):
+    parameters = []
+    for options in ({"student": "mlp-64-32"}, {"student": "mlp-4"}):
+        experiment = recipe(steps=3, **options)
+        setting = experiment.arms["kd, alpha 0.5"].keywords["setting"]
+        run_best_alpha(100, Context(tmp_path, tiny=True), setting=setting, candidates=(0.5,))
+        (world,) = [one for _, one in tgeo_recipe._made.values()]
+        parameters.append(sum(p.numel() for p in list(world.fixed.values())[-1].parameters()))
+    assert parameters[0] > parameters[1]
 
 
 def test_the_recipe_runs(tmp_path):

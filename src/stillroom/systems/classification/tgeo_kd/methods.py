@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.bilevel import At, hypergradient, own_weights, weight_hypergradient
 from stillroom.blocks import ClassAverages, SampleScores
+from stillroom.blocks.modes import evaluating
 from stillroom.data import hold_out
 from stillroom.data.batch import UNLABELLED, Batch, tensors_in
 from stillroom.data.samples import Samples
@@ -236,7 +237,7 @@ class TGeoKD(SampleWiseKD):
         """Return the controller's loss: held-out cross-entropy after a step of plain gradient descent on the batch."""
         labels, teacher_logits = self._labels(batch), self.teacher(batch)
         like = next(tensors_in(batch.inputs))
-        held = _as(self.held_out.batch(int(self.rounds)).to(like.device), like)
+        held = _as(self.held_out.batch(int(self.rounds) // self.student_steps).to(like.device), like)
         with torch.no_grad():
             logits = own_weights(self.student)(batch.inputs)
         alphas = self.alphas(logits, teacher_logits, labels)
@@ -356,12 +357,8 @@ def keep_apart(samples: Samples, held_out: Samples | None, share: float, seed: i
 def _classes(student: nn.Module, samples: Samples) -> int:
     """How many outputs the student has."""
     first = next(student.parameters())
-    mode = student.training
-    student.eval()
-    try:
+    with evaluating(student):
         said = student(_as(samples.batch([0]).to(first.device), first).inputs)
-    finally:
-        student.train(mode)
     found = next(tensors_in(said))
     if found.ndim != 2:
         raise ValueError(f"the student must give logits (N, C), given {tuple(found.shape)}")
