@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from stillroom.data.batch import Batch, map_tensors, tensors_in
 from stillroom.data.mixing import Mixture, draw_batch_mixture
 from stillroom.data.rows import generator
 from stillroom.data.samples import Samples
-from stillroom.data.stream import Stream
+from stillroom.data.stream import Stream, join
 from stillroom.losses import cross_entropy, mean_squared_error, negative_entropy, prior_penalty, soft_cross_entropy
 from stillroom.losses._shared import at_least_float32, check_not_negative, check_positive
 from stillroom.method import Losses, Method, Needs, Stage
@@ -48,6 +49,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def none(self) -> Part:
+        """The same without a sample."""
+        return Part(self.views, self.labels[:0], self.clean[:0])
+
 
 class DivideMix(Method):
     """Trains two networks on labels of which many may be wrong; they ship together.
@@ -57,8 +62,9 @@ class DivideMix(Method):
     think of the latter, all of it mixed (MixMatch). It must be told what it is trained on (`fit` does so): the sorting
     looks at all training samples, without augmentation; the two views of a sample come from the training's own
     augmentation, and each step draws as many trusted samples as untrusted ones. In a loop of your own call
-    `begin_training` first and `select` once per epoch; without, every batch is taken for the whole data set, and both
-    views are the batch as it is.
+    `begin_training` first, `enter_stage(method.stages()[0])` for the warm-up and `[1]` after it, and tell it the time,
+    so that it sorts anew in each epoch; without a stream every batch is taken for the whole data set, and both views
+    are the batch as it is.
 
     Args:
         network: inputs -> logits `(N, C)`.
@@ -324,14 +330,16 @@ class DivideMix(Method):
 
     def _part(self, batch: Batch, clean: Tensor) -> Part:
         """Rows of a batch that is taken for the whole data set."""
+        device = next(tensors_in(batch.inputs)).device
         views = [
-            batch if policy is None or not len(batch) else policy(batch, torch.rand(len(batch), draws_of(policy)))
+            policy(batch, torch.rand(len(batch), draws_of(policy)).to(device)) if policy and len(batch) else batch
             for policy in self.policies()
         ]
         return Part(tuple(view.inputs for view in views), batch.labels, clean)
 
     def _learn(self, number: int, trusted: Part, others: Part, *, outputs: Tensor | None = None) -> Losses:
         network, other = self.student.networks[number], self.student.networks[1 - number]
+        trusted, others = _enough(trusted, others)
         parts = [part for part in (trusted, others) if len(part)]
         targets: list[Tensor] = []
         with torch.no_grad(), evaluating(other):
@@ -348,8 +356,9 @@ class DivideMix(Method):
         own = torch.cat(targets)
         mixture = draw_batch_mixture(len(own), beta=self.beta)
         kept, partner = WEAK * len(trusted), own[mixture.second.to(own.device)]
-        inputs = _joined([view for part in parts for view in part.views[:WEAK]])
-        strong = _joined([view for part in parts for view in part.views[WEAK:]])
+        inputs = reduce(join, [view for part in parts for view in part.views[:WEAK]])
+        further_views = [view for part in parts for view in part.views[WEAK:]]
+        strong = reduce(join, further_views) if further_views else None
         logits, second_logits = self.both_heads(number, map_tensors(inputs, mixture.apply))
         probabilities = self.probabilities(logits)
         terms: dict[str, Tensor] = {}
@@ -367,21 +376,17 @@ class DivideMix(Method):
         return _named(number, {**terms, **further}, weights, outputs)
 
 
+def _enough(trusted: Part, others: Part) -> tuple[Part, Part]:
+    """Both kinds, but for a single sample beside more of the other kind, which batch norm could not normalise."""
+    if len(trusted) == 1 < len(others):
+        return trusted.none(), others
+    return trusted, others.none() if len(others) == 1 < len(trusted) else others
+
+
 def _split(clean: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Rows that are trusted, and the others."""
     trusted = clean > threshold
     return trusted.nonzero().flatten(), (~trusted).nonzero().flatten()
-
-
-def _joined(views: Sequence[Any]) -> Any:
-    """Views one after the other, in the form each has; None for none of them."""
-    if not views:
-        return None
-    if isinstance(views[0], Tensor):
-        return torch.cat(list(views))
-    if isinstance(views[0], Mapping):
-        return {key: _joined([view[key] for view in views]) for key in views[0]}
-    return type(views[0])(_joined(parts) for parts in zip(*views, strict=True))
 
 
 def _named(number: int, terms: Mapping[str, Tensor], weights: Mapping[str, float], outputs: Tensor | None) -> Losses:

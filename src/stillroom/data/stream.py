@@ -240,8 +240,8 @@ def follow(batch: Batch, pool: Batch, offset: int = 0) -> Batch:
     index = None
     if batch.index is not None and pool.index is not None:
         index = torch.cat([batch.index, pool.index + offset])
-    fields = {name: _join(value, pool.fields[name]) for name, value in batch.fields.items()}
-    return Batch(_join(batch.inputs, pool.inputs), labels, index, **fields)
+    fields = {name: join(value, pool.fields[name]) for name, value in batch.fields.items()}
+    return Batch(join(batch.inputs, pool.inputs), labels, index, **fields)
 
 
 def ahead(function: Callable[[Any], T], items: Iterable[Any], workers: int) -> Iterator[T]:
@@ -271,15 +271,16 @@ def _count(start: int, stop: int | None) -> Iterator[int]:
         step += 1
 
 
-def _join(first: Any, second: Any) -> Any:
+def join(first: Any, second: Any) -> Any:
+    """Put the rows of one nested list, tuple or dict of tensors after those of another of the same form."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.cat([first, second])
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return {key: _join(value, second[key]) for key, value in first.items()}
+        return {key: join(value, second[key]) for key, value in first.items()}
     if isinstance(first, Ragged) or isinstance(second, Ragged):
         return Ragged([*first, *second])
     if isinstance(first, (list, tuple)) and type(first) is type(second) and len(first) == len(second):
-        return type(first)(_join(one, other) for one, other in zip(first, second, strict=True))
+        return type(first)(join(one, other) for one, other in zip(first, second, strict=True))
     raise ValueError(
         f"labelled and unlabelled samples differ in form ({type(first).__name__} and {type(second).__name__}): "
         "give both the same"
