@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -103,13 +104,13 @@ def timeline(arguments: list[str]) -> dict[str, Any]:
     return {"whole": whole, "first_step": parts["first step"]["begins"], "parts": parts}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Time, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="of the commands that answer at once")
     parser.add_argument("--arguments", default="", help="further arguments of stillroom distill")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     at_once = {name: median(took(arguments) for _ in range(given.repeats)) for name, arguments in AT_ONCE.items()}
     for name, seconds in at_once.items():
         print(f"{name:32s} {seconds:6.2f} s")
@@ -131,6 +132,7 @@ def main() -> None:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 if __name__ == "__main__":

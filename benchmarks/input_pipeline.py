@@ -16,6 +16,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from stillroom.allocator import keep_freed_memory
 from stillroom.blocks.models import build
 from stillroom.data.augment import AUGMENTATIONS
 from stillroom.data.samples import LazySamples, TensorSamples
@@ -72,14 +74,15 @@ def shares(stream: Stream, steps: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Time, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as the command line does: steps are shorter, and the shares larger
     images = np.random.default_rng(0).integers(0, 256, (1024, SIZE, SIZE, 3), dtype=np.uint8)
     labels = torch.arange(len(images)) % 10
     decoded = TensorSamples(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
@@ -112,6 +115,7 @@ def main() -> None:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ the other beside it, a moment apart, and what is reported are medians of their r
 median: the first step's checks, and the logged steps, which compute the gradient of every loss term; "all" is the ratio
 of the sums over all steps, and holds them.
 
+All of this is timed after `stillroom.allocator.keep_freed_memory`, which the command line calls and which serves the
+loops by hand as well: otherwise each loop waits for pages that the other has given back, and the ratios say which of
+them held more of the heap's end. What a loop by hand loses without it, alone in the process, is measured first.
+
 The pair is of CIFAR's size: images 3 x 32 x 32 in batches of 64, a student resnet8 and a teacher resnet56, whose
 forward pass has ten times the multiply-adds. A cached teacher (float16 answers in files) is timed beside the live loop
 by hand too, once its files are full.
@@ -22,7 +26,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.allocator import keep_freed_memory
 from stillroom.baselines import KD
 from stillroom.blocks.models import build
 from stillroom.data.samples import TensorSamples
@@ -232,6 +237,27 @@ def torchdistill_step(
     return step
 
 
+def seconds_of(step: Step, steps: int, skip: int, samples: int, batch: int) -> float:
+    """Median time of a step by itself."""
+    times = []
+    for _ in range(steps + skip):
+        rows = torch.randint(samples, (batch,))
+        began = time.perf_counter()
+        step(rows)
+        times.append(time.perf_counter() - began)
+    return median(times[skip:])
+
+
+STAGES = ("stages.0", "stages.1", "stages.2")
+BY_HAND = {"kd": kd_by_hand, "dkd": dkd_by_hand, "at": at_by_hand, "mutual": mutual_by_hand}
+METHODS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
+    "kd": lambda teacher, student: KD(student, teacher),
+    "dkd": lambda teacher, student: method_named("dkd")(student, teacher, warmup_share=0.0),
+    "at": lambda teacher, student: method_named("at")(student, teacher, student_layers=STAGES, teacher_layers=STAGES),
+    "mutual": lambda teacher, student: MutualLearning(student, teacher, update="alternating"),
+}
+
+
 def ratio(ours: list[float], theirs: list[float], skip: int) -> dict[str, float]:
     """Median of paired ratios, and the ratio of the sums, without the first steps."""
     pairs = list(zip(ours, theirs, strict=False))[skip:]
@@ -244,7 +270,7 @@ def ratio(ours: list[float], theirs: list[float], skip: int) -> dict[str, float]
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Time, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="resnet56")
@@ -254,8 +280,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each method")
     parser.add_argument("--methods", default="kd,dkd,at,mutual")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--default-allocator", action="store_true", help="let freed memory go, as glibc does by itself")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     inputs = torch.rand(16 * given.batch_size, 3, given.image_size, given.image_size)
@@ -278,19 +305,18 @@ def main() -> None:
         samples.batch(torch.arange(2))  # ends the last step
         return samples.times
 
-    by_hand = {"kd": kd_by_hand, "dkd": dkd_by_hand, "at": at_by_hand, "mutual": mutual_by_hand}
-    methods: dict[str, Callable[[], Any]] = {
-        "kd": lambda: KD(two()[1], two()[0]),
-        "dkd": lambda: method_named("dkd")(two()[1], two()[0]),
-        "at": lambda: method_named("at")(two()[1], two()[0], student_layers=STAGES, teacher_layers=STAGES),
-        "mutual": lambda: MutualLearning(two()[1], two()[0], update="alternating"),
-    }
     found: dict[str, Any] = {}
+    if not given.default_allocator:
+        alone = [kd_by_hand(*two(), inputs, labels), given.steps // 2, skip, len(inputs), given.batch_size]
+        before, kept = seconds_of(*alone), keep_freed_memory()
+        found["allocator"] = {"kept": kept, "ms_default": 1000 * before, "ms": 1000 * seconds_of(*alone)}
+        one = found["allocator"]
+        print(f"by hand  alone {one['ms_default']:6.1f} ms, with freed memory kept {one['ms']:6.1f} ms", flush=True)
     for name in given.methods.split(","):
-        others = {"hand": by_hand[name](*two(), inputs, labels)}
+        others = {"hand": BY_HAND[name](*two(), inputs, labels)}
         if name == "kd" and (theirs := torchdistill_step(*two(), inputs, labels, given.batch_size)) is not None:
             others["torchdistill"] = theirs
-        times = timed(methods[name](), others)
+        times = timed(METHODS[name](*two()), others)
         found[name] = ratio(times["fit"], times["hand"], skip)
         one = found[name]
         print(f"{name:8s} fit {one['ms']:8.1f} ms, by hand {one['ms_by_hand']:8.1f} ms, ratio {one['median']:.3f}, "
@@ -314,6 +340,9 @@ def main() -> None:
         "ratio_cached_to_live": found["cached"]["median"] / live,
         "ratio_to_torchdistill": found["to_torchdistill"]["median"] if "to_torchdistill" in found else None,
         "ratio_torchdistill_to_hand_written": found["torchdistill"]["median"] if "torchdistill" in found else None,
+        "ratio_default_allocator_to_kept_memory": found["allocator"]["ms_default"] / found["allocator"]["ms"]
+        if "allocator" in found
+        else None,
         "found": found,
         "given": {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()},
         "machine": machine("cpu", threads=given.threads, jobs=1) | {"load": os.getloadavg()},
@@ -322,9 +351,8 @@ def main() -> None:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
-
-STAGES = ("stages.0", "stages.1", "stages.2")
 
 if __name__ == "__main__":
     main()

@@ -97,6 +97,7 @@ _BENCHMARKS = {
         ("ratio_cached_to_live", "a step with a cached teacher, times one with the live teacher"),
         ("ratio_to_torchdistill", "a step of `fit`, times a step of torchdistill (KD)"),
         ("ratio_torchdistill_to_hand_written", "a step of torchdistill, times a loop written by hand (KD)"),
+        ("ratio_default_allocator_to_kept_memory", "a step by hand with glibc's defaults, times one with memory kept"),
     ),
     "large_vocab": (
         ("memory_to_naive", "KL over a large vocabulary in chunks: memory, times that of whole logits"),

@@ -198,6 +198,33 @@ def test_it_goes_on_where_one_kind_is_missing(trusted):
         losses.total.backward()
 
 
+@pytest.mark.parametrize("of_trusted", [1, 11])
+def test_a_single_sample_of_a_kind_is_left_out_so_that_batch_norm_goes_on(of_trusted):
+    samples, _ = noisy()
+    networks = [nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) for _ in range(2)]
+    method = ready(DivideMix(*networks), samples)
+    clean = torch.zeros(120)
+    clean[: 120 - 1 if of_trusted > 1 else 1] = 1
+    for memory in method.clean:
+        memory.put(samples.index, clean)
+    method.selected_at.fill_(0)
+    for _, losses in method.turns(samples.batch(range(12))):
+        kept = "labelled" if of_trusted > 1 else "unlabelled"
+        assert {name.removeprefix("second_") for name in losses} == {kept, "prior"}
+        losses.total.backward()
+
+
+def test_the_warm_up_may_reward_uncertainty():
+    samples, _ = noisy()
+    method = ready(pair(entropy_weight=0.5), samples)
+    method.enter_stage(method.stages()[0])
+    data = samples.batch(range(12))
+    for number, (_, losses) in enumerate(method.turns(data)):
+        p = method.student.networks[number](data.inputs).softmax(1)
+        expected = F.nll_loss(p.log(), data.labels) + 0.5 * (p * p.log()).sum(1).mean()
+        torch.testing.assert_close(losses.total, expected)
+
+
 def test_it_resumes_bit_for_bit(tmp_path):
     samples, _ = noisy()
     training = Training(

@@ -27,6 +27,7 @@ FLOORS = (
         "training",
         "checkpoint",
         "lock",
+        "allocator",
         "processes",
         "sharding",
         "storage",

@@ -82,6 +82,24 @@ def test_multi_label_metrics_agree_with_scikit_learn_and_skip_absent_classes():
     assert found["macro_f1"] == pytest.approx(macro, abs=1e-5)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.filterwarnings("ignore:2 of 3 classes have no positive")
+def test_multi_label_metrics_of_a_single_class_with_positives(classes):
+    logits, labels = torch.randn(60, classes), torch.zeros(60, classes)
+    labels[:, 0] = (torch.rand(60) > 0.6).float()
+    labels[:5, 0] = torch.nan
+    found = measure(MultiLabel(), logits, labels)
+    own = labels[5:, 0], logits[5:, 0]
+    assert found["mean_average_precision"] == pytest.approx(metrics.average_precision_score(*own), abs=1e-5)
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(own[0], own[1] > 0), abs=1e-5)
+
+
+def test_logits_far_from_zero_are_still_ranked():
+    labels = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
+    found = measure(MultiLabel(), torch.tensor([[18.0], [20.0], [17.0], [19.0]]), labels)
+    assert found["mean_average_precision"] == 1.0  # in float32 all four probabilities are 1
+
+
 def test_f1_at_k_gives_every_image_as_many_labels_as_it_has():
     logits, labels = torch.randn(40, 4), (torch.rand(40, 4) > 0.4).float()
     labels[0], labels[1] = 1, 0  # all of them, and none

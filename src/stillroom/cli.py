@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom._version import __version__
+from stillroom.allocator import keep_freed_memory
 from stillroom.command_line import (
     COMMANDS,
     description,
@@ -34,6 +35,8 @@ EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError, AttributeE
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one sentence when something that was given does not fit."""
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         sys.stdout = io.StringIO()
@@ -394,7 +397,3 @@ def _show_table(results: Mapping[str, Any]) -> None:
 
 def _say_where(place: str | Path) -> None:
     print(f"everything is in {place} (look at {Path(place) / 'report.html'})")
-
-
-if __name__ == "__main__":
-    main()

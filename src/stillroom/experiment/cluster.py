@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from stillroom.allocator import keep_freed_memory
 from stillroom.experiment.workers import failed_together
 from stillroom.extras import require
 from stillroom.storage import StorageError
@@ -108,4 +109,5 @@ def _join(ray: Any, cpus: int) -> None:
 def _execute(content: bytes, name: str, seed: int, factor: float) -> dict[str, Any]:
     plan: Plan = pickle.loads(content)  # from our own driver
     torch.set_num_threads(plan.threads)
+    keep_freed_memory()
     return plan.execute(name, seed, factor)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from stillroom.allocator import keep_freed_memory
 from stillroom.log import show_notices_plainly
 from stillroom.storage import StorageError
 
@@ -152,6 +153,7 @@ def _receive(content: bytes) -> None:
     show_notices_plainly()
     _plan = pickle.loads(content)  # from our own parent process
     torch.set_num_threads(_plan.threads)
+    keep_freed_memory()
 
 
 def _end_now(*_: Any) -> None:

@@ -89,7 +89,9 @@ def attention_transfer_loss(
         raise ValueError(f"power must be a whole number of 1 or more, given {power}")
     student, teacher = at_least_float32(student_feature), at_least_float32(teacher_feature.detach())
     size, teacher_size = (student.shape[2], student.shape[3]), (teacher.shape[2], teacher.shape[3])
-    if size[0] >= teacher_size[0] and size[1] >= teacher_size[1]:
+    if size == teacher_size:  # pooling would copy
+        pass
+    elif size[0] >= teacher_size[0] and size[1] >= teacher_size[1]:
         student = F.adaptive_avg_pool2d(student, teacher_size)
     elif size[0] <= teacher_size[0] and size[1] <= teacher_size[1]:
         teacher = F.adaptive_avg_pool2d(teacher, size)

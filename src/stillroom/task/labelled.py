@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -247,11 +248,11 @@ def multi_label_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         (papers say OF1 and CF1; k is told by the labels, so that this is no way to use a network); and `bce` in nats.
         Where no class has a positive, `micro_f1`, `micro_f1_at_k` and `bce` alone.
     """
-    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
     classes = logits.shape[1]
     truth = torch.where(labels.isnan(), -1, labels).long()
-    probabilities = logits.sigmoid()
+    probabilities = logits.double().sigmoid()  # of float32 logits above 17 all are 1 in float32
     seen = (truth == 1).any(0)
     if not bool(seen.all()):
         absent = (~seen).nonzero().flatten().tolist()
@@ -264,17 +265,17 @@ def multi_label_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     ranks = known.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     at_k = (ranks < (truth == 1).sum(1, keepdim=True)).to(logits.dtype)
 
-    def f1(predicted: Tensor, columns: Tensor, average: Literal["micro", "macro"]) -> float:
-        kept = predicted[:, columns], truth[:, columns]
-        return float(multilabel_f1_score(*kept, int(columns.sum()), average=average, ignore_index=-1))
+    def over_classes(metric: Callable[..., Tensor], predicted: Tensor) -> float:
+        columns = seen.nonzero().flatten().tolist()
+        values = [metric(predicted[:, one], truth[:, one], ignore_index=-1) for one in columns]
+        return float(torch.stack(values).double().mean())
 
     found: dict[str, float] = {}
     if bool(seen.any()):
-        kept = probabilities[:, seen], truth[:, seen], int(seen.sum())
-        found["mean_average_precision"] = float(multilabel_average_precision(*kept, average="macro", ignore_index=-1))
+        found["mean_average_precision"] = over_classes(binary_average_precision, probabilities)
     for name, predicted in (("", probabilities), ("_at_k", at_k)):
-        found[f"micro_f1{name}"] = f1(predicted, torch.ones_like(seen), "micro")
+        found[f"micro_f1{name}"] = float(binary_f1_score(predicted.flatten(), truth.flatten(), ignore_index=-1))
         if bool(seen.any()):
-            found[f"macro_f1{name}"] = f1(predicted, seen, "macro")
+            found[f"macro_f1{name}"] = over_classes(binary_f1_score, predicted)
     found["bce"] = float(binary_cross_entropy(logits, labels))
     return found

@@ -13,7 +13,7 @@ from stillroom.blocks import LabelQueryNetwork, label_queries_in
 from stillroom.check import check_method
 from stillroom.data.batch import Batch
 from stillroom.losses import kd_loss, led_class_aware_loss, led_instance_aware_loss, mld_loss
-from stillroom.systems.classification.l2d import L2D, MLD, Exchanged, SoftmaxKD, paper, recipe
+from stillroom.systems.classification.l2d import L2D, MLD, Exchanged, LabelsAlone, SoftmaxKD, paper, recipe
 from stillroom.systems.classification.l2d.recipe import tagger
 from stillroom.task import MultiLabel
 
@@ -36,8 +36,13 @@ def batch(samples=10, labels=LABELS):
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: MLD(plain(), plain()), lambda: L2D(network(), network(16)), lambda: SoftmaxKD(plain(), plain())],
-    ids=["mld", "l2d", "softmax kd"],
+    [
+        lambda: MLD(plain(), plain()),
+        lambda: L2D(network(), network(16)),
+        lambda: SoftmaxKD(plain(), plain()),
+        lambda: LabelsAlone(plain()),
+    ],
+    ids=["mld", "l2d", "softmax kd", "alone"],
 )
 def test_they_pass_the_checks(build):
     assert len(check_method(build(), batch(), task=MultiLabel(), processes=False).passed) > 15
@@ -79,6 +84,19 @@ def test_unlabelled_rows_are_distilled_by_their_logits_alone():
     for name in ("label", "class_aware", "instance_aware"):
         torch.testing.assert_close(part[name], first[name])
     torch.testing.assert_close(part["mld"], losses["mld"])
+
+
+def test_alone_has_the_label_loss_of_the_others_and_both_recipes_use_it_for_student_and_teacher():
+    student, data = plain(), batch()
+    losses, taught = LabelsAlone(student)(data), MLD(student, plain())(data)
+    torch.testing.assert_close(losses.total, taught["label"] * taught.weights["label"])
+    exact = F.binary_cross_entropy_with_logits(student(data.inputs), data.labels, reduction="sum")
+    torch.testing.assert_close(losses.total, exact)
+    with pytest.raises(ValueError, match="this batch has none"):
+        LabelsAlone(student)(data.replace(labels=None))
+    for made in (recipe(), paper()):
+        assert made.teacher_method is made.arms["alone"] is LabelsAlone
+        assert made.task.validation_share == 0  # the teacher sees every training image
 
 
 def test_embeddings_of_another_head_are_named():

@@ -120,12 +120,13 @@ def test_the_deepest_head_learns_nothing_from_the_stages(teacher_stage):
 
 
 def test_no_head_learns_from_its_own_pupil():
-    method, rows = LSSKD(ConvNet(2), probe=batch()), 8
-    joint = [torch.randn(rows, 20).requires_grad_() for _ in range(3)]
-    for number, deeper in ((0, 1), (1, 2)):
-        others = [one if row in (number, deeper) else one.detach() for row, one in enumerate(joint)]
-        loss = method.stage_loss([others[number], others[deeper]])
-        assert torch.autograd.grad(loss, others[deeper], allow_unused=True) == (None,)
+    method = LSSKD(ConvNet(2), probe=batch())
+    pupil, own, deepest = (torch.randn(8, 20).requires_grad_() for _ in range(3))
+    alone = torch.autograd.grad(method.stage_loss([pupil.detach(), own, deepest.detach()]), own)[0]
+    without_pupil = torch.autograd.grad(method.stage_loss([own, deepest.detach()]), own)[0]
+    torch.testing.assert_close(alone, without_pupil)  # the middle of three learns from the deepest, as if it had none
+    assert alone.abs().sum() > 0
+    assert torch.autograd.grad(method.stage_loss([pupil, own]), own, allow_unused=True) == (None,)
 
 
 def test_a_detached_network_learns_from_its_labels_alone():

@@ -13,6 +13,7 @@ from stillroom.codivide import Part
 from stillroom.data import TensorSamples
 from stillroom.data.augment import shift
 from stillroom.data.batch import Batch
+from stillroom.data.mixing import draw_batch_mixture
 from stillroom.data.noise import corrupt_labels
 from stillroom.data.stream import Stream
 from stillroom.losses import calibrated_softmax, edl_loss
@@ -134,6 +135,45 @@ def test_strong_views_are_drawn_close_to_the_weak_ones():
     same = [Part((*part.views[:2], *part.views[:2]), part.labels, part.clean) for part in (trusted, others)]
     assert float(method.eval()._learn(0, *same)["consistency"].detach()) == pytest.approx(0, abs=1e-6)
     assert "consistency" not in pair()._learn(0, *parts(pair(), noisy()[0]))
+
+
+def test_the_consistency_term_is_the_divergence_of_strong_from_weak_mixtures():
+    data = TensorSamples(torch.rand(40, 1, 8, 8), torch.arange(40) % 3)
+    method = DPC(conv(), conv(seed=1), hidden=8, strong_augment=shift, gamma=2.0).eval()
+    weak, strong = (Part((a, b), data.labels[:12], torch.full((12,), 0.7)) for a, b in torch.rand(2, 2, 12, 1, 8, 8))
+    trusted, others = (Part((*weak.views, *strong.views), weak.labels, weak.clean) for _ in range(2))
+    torch.manual_seed(5)
+    term = method._learn(0, trusted, others)["consistency"]
+
+    torch.manual_seed(5)
+    mixture = draw_batch_mixture(48)
+    network, share, second = method.student.networks[0], float(mixture.share[0]), mixture.second
+
+    def answers(part):
+        inputs = torch.cat([*part.views, *part.views])
+        return calibrated_softmax(network(share * inputs + (1 - share) * inputs[second]), gamma=2.0)
+
+    p, q = answers(weak).detach(), answers(strong)
+    expected = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(term, expected)
+    weights = list(network.parameters())
+    found, exact = (torch.autograd.grad(one, weights) for one in (term, expected))
+    torch.testing.assert_close(found, exact)  # the weak side gets none
+
+
+def test_margins_with_one_peak_are_sorted_without_a_mixture():
+    samples, _ = noisy()
+    data = samples.batch(range(120))
+    judged = []
+    for largest in (-3.0, float("inf")):
+        method = pair(largest_kurtosis=largest)
+        method.select(samples)
+        margins = label_margins(method.student.networks[1](data.inputs), data.labels)
+        expected = clean_probability(margins, largest_kurtosis=largest)
+        torch.testing.assert_close(method.trusted(0, samples.index), expected)
+        torch.testing.assert_close(method._judge(data)[1][0], expected)
+        judged.append(expected)
+    assert not torch.allclose(*judged)
 
 
 def test_it_learns_the_right_labels_from_wrong_ones_and_resumes(tmp_path):

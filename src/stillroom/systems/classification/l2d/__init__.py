@@ -19,7 +19,7 @@ carried, and the logits are distilled all the same. The authors' F1 is measured 
 
 from __future__ import annotations
 
-from stillroom.systems.classification.l2d.method import L2D, MLD, Exchanged, SoftmaxKD
+from stillroom.systems.classification.l2d.method import L2D, MLD, Exchanged, LabelsAlone, SoftmaxKD
 from stillroom.systems.classification.l2d.recipe import paper, recipe
 
-__all__ = ["L2D", "MLD", "Exchanged", "SoftmaxKD", "paper", "recipe"]
+__all__ = ["L2D", "MLD", "Exchanged", "LabelsAlone", "SoftmaxKD", "paper", "recipe"]

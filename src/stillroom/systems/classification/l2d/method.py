@@ -15,6 +15,33 @@ from stillroom.method import Losses, Method, Needs
 WHOLE = "the label loss is a sum over the batch while the distillation loss is a mean over it"
 
 
+class LabelsAlone(Method):
+    """Trains a network by the label loss of `MLD` and nothing else: the student alone, or the teacher before.
+
+    The loss is a sum over the batch like that of the other arms, so that weight decay pulls at all of them alike.
+
+    Args:
+        student: inputs -> logits `(N, C)`, one per label.
+        teacher: not asked.
+        eps: see `MLD`.
+
+    Losses:
+        label: as `MLD`.
+    """
+
+    needs = Needs(labels="some", teacher=False, min_classes=1, whole_batch=WHOLE, tasks=("multi-label",))
+
+    def __init__(self, student: nn.Module, teacher: Any = None, *, eps: float = 1e-8) -> None:
+        super().__init__(student)
+        self.eps = eps
+
+    def forward(self, batch: Batch) -> Losses:
+        """Return the label loss of a batch."""
+        if batch.labels is None:
+            raise ValueError("the student alone learns from labels, but this batch has none")
+        return with_labels(self.student(batch.inputs), batch, {}, label_weight=1.0, eps=self.eps)
+
+
 class MLD(Method):
     """Trains a multi-label student by its labels and by its teacher's yes-or-no answers, label by label.
 
@@ -24,7 +51,8 @@ class MLD(Method):
         student: inputs -> logits `(N, C)`, one per label.
         teacher: inputs -> logits over the same labels; frozen here.
         mld_weight: of the distillation loss, 0 or more.
-        label_weight: of the label loss, 0 or more.
+        label_weight: of the label loss, 0 or more. Since that is a sum over the batch, accumulation over smaller
+            batches and several processes, which average, make it as many times smaller: raise this by as much.
         eps: probabilities are kept within [eps, 1 - eps] in both losses, in [0, 0.5). At the paper's 1e-8 a student
             that is certain and wrong gets no push; 0 is the exact form, which always pushes.
 
@@ -67,12 +95,7 @@ class MLD(Method):
 
     def losses(self, logits: Tensor, batch: Batch, terms: dict[str, tuple[Tensor, float]]) -> Losses:
         """Add the label loss, where there are labels, to weighted terms."""
-        if batch.labels is not None:
-            label = binary_cross_entropy(logits, batch.labels, smallest=self.eps)
-            known = int((~batch.labels.isnan()).sum())  # the paper's is the sum over them
-            terms = {**terms, "label": (label, self.label_weight * known)}
-        values = {name: value for name, (value, _) in terms.items()}
-        return Losses(outputs=logits, weights={name: weight for name, (_, weight) in terms.items()}, **values)
+        return with_labels(logits, batch, terms, label_weight=self.label_weight, eps=self.eps)
 
     def _mld(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return mld_loss(logits, teacher_logits, eps=self.eps)
@@ -89,7 +112,8 @@ class L2D(MLD):
         student: inputs -> logits `(N, C)`, one per label.
         teacher: a module, inputs -> logits over the same labels; frozen here.
         mld_weight: of the logits' loss, 0 or more.
-        led_weight: of the embeddings' losses together, 0 or more; at 0 the networks need no label-wise embeddings.
+        led_weight: of the embeddings' losses together, 0 or more; at 0 this is `MLD`, and the networks need no
+            label-wise embeddings.
         class_aware_weight: of the embeddings of one label over images, 0 or more.
         instance_aware_weight: of the embeddings of one image over its labels, 0 or more. Both are sums, so that the
             paper's weights go with batches of 64; for others, divide.
@@ -210,6 +234,18 @@ class SoftmaxKD(MLD):
         logits = self.student(batch.inputs)
         kd = kd_loss(logits, self.teacher(batch), temperature=self.temperature)
         return self.losses(logits, batch, {"kd": (kd, self.kd_weight)})
+
+
+def with_labels(
+    logits: Tensor, batch: Batch, terms: dict[str, tuple[Tensor, float]], *, label_weight: float, eps: float
+) -> Losses:
+    """Add the label loss, where there are labels, to terms with their weights."""
+    if batch.labels is not None:
+        label = binary_cross_entropy(logits, batch.labels, smallest=eps)
+        known = int((~batch.labels.isnan()).sum())  # the paper's is the sum over them
+        terms = {**terms, "label": (label, label_weight * known)}
+    values = {name: value for name, (value, _) in terms.items()}
+    return Losses(outputs=logits, weights={name: weight for name, (_, weight) in terms.items()}, **values)
 
 
 def _embeddings_of(side: str, network: Any, named: str | None, led_weight: float) -> str:

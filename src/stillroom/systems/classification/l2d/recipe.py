@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from stillroom import hub
-from stillroom.baselines import alone
 from stillroom.blocks import with_label_queries
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.run import Experiment
-from stillroom.systems.classification.l2d.method import L2D, MLD, Exchanged, SoftmaxKD
+from stillroom.systems.classification.l2d.method import L2D, MLD, Exchanged, LabelsAlone, SoftmaxKD
 from stillroom.task import MultiLabel
 from stillroom.training import Optim, Training
 
@@ -59,13 +58,14 @@ def recipe(
         epochs=epochs, batch_size=batch_size, optimizer=_adam(lr), augment="none", keep="last", evaluate_every=10**6
     )
     return Experiment(
-        task=MultiLabel(data, train_size=train_size, test_size=test_size),
+        task=MultiLabel(data, train_size=train_size, test_size=test_size, validation_share=0.0),
         student=student,
         teacher=teacher,
         training=training,
         teacher_training=training.change(epochs=teacher_epochs),
+        teacher_method=LabelsAlone,
         arms={
-            "alone": alone,
+            "alone": LabelsAlone,
             "softmax kd": partial(SoftmaxKD, temperature=temperature),
             "mld": MLD,
             "l2d": partial(L2D, led_weight=led_weight),
@@ -124,7 +124,8 @@ def paper(
         teacher=teacher,
         training=training,
         teacher_training=None if teacher_epochs is None else training.change(epochs=teacher_epochs),
-        arms={"alone": alone, "mld": MLD, "l2d": L2D},
+        teacher_method=LabelsAlone,
+        arms={"alone": LabelsAlone, "mld": MLD, "l2d": L2D},
         claims=[
             Claim("mld", ">", "alone", on="mean_average_precision"),
             Claim("l2d", ">", "mld", on="mean_average_precision"),

@@ -21,7 +21,7 @@ class HeadEnsemble(nn.Module):
     """Classifies by the heads instead of the network: the mean over heads and transforms of their class scores.
 
     Args:
-        network: with its heads.
+        network: with its heads (`LSSKD.with_heads`, which says how to train for this).
         transforms: the ones that the heads were trained with.
         scores: "logits" sums the joint logits of each class (the parent method's code), "probabilities" sums its joint
             probabilities.

@@ -146,7 +146,11 @@ class LSSKD(Method):
 
     @property
     def with_heads(self) -> WithHeads:
-        """The network with its heads, to teach another (`TaughtLSSKD`) or to be asked as `HeadEnsemble`."""
+        """The network with its heads, to teach another (`TaughtLSSKD`) or to be asked as `HeadEnsemble`.
+
+        Train with `keep="last"` and without `ema_decay` for this: with the best or the averaged weights `fit` gives the
+        network alone, beside heads of the last step.
+        """
         return WithHeads(self.product, self.heads)
 
     def describe_features(self) -> list[str]:
