@@ -10,6 +10,7 @@ from typing import Any
 
 from stillroom import processes
 from stillroom.distill import distill
+from stillroom.experiment import forks
 from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
 from stillroom.weigh import run_and_weigh
@@ -56,6 +57,7 @@ def compare(
     own = method_options or {}
     if strange := set(own) - set(names):
         raise ValueError(f"method_options are given for {sorted(strange)}, but the methods are {', '.join(names)}")
+    forks.begin(given["jobs"] if given["executor"] == "processes" else 1)
     experiment = experiment_of([(name, own.get(name, {})) for name in names if name != "alone"], given)
     place = Path(given["out"]) if given["out"] is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     place = processes.of_first(place, given["device"])

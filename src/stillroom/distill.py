@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom import processes
+from stillroom.experiment import forks
 from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
 from stillroom.weigh import run_and_weigh, sentence, summary_of, write_all
@@ -197,6 +198,7 @@ def distill(
 def distilled(options: Mapping[str, Any]) -> Distilled:
     """Do what `distill` does with its arguments as a dictionary, and leave it to the caller to say what came out."""
     out = options["out"]
+    forks.begin(options["jobs"] if options["executor"] == "processes" else 1)
     experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     place = processes.of_first(place, options["device"])

@@ -1,11 +1,16 @@
 """Experiments of any arms: seeds, claims, failures, processes, resuming, and what the results say."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from stillroom.experiment import Claim
+from stillroom.experiment import Claim, forks
 from stillroom.experiment.budget import check_machine
 from stillroom.experiment.run import Experiment
 from stillroom.task import Classification, Measured
@@ -107,6 +112,42 @@ def test_processes_give_the_numbers_of_one_and_fail_alike(tmp_path):
         name: arm["values"] for name, arm in two["arms"].items()
     }
     assert two["machine"]["jobs"] == 2
+
+
+def told(seed, context):
+    return {"reward": float(os.environ["STILLROOM_TOLD"]), "cost": float(os.getppid())}
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["forked", "spawned"])
+def test_workers_begin_with_the_environment_of_their_parent(monkeypatch, safe):
+    if safe and not forks.are_safe():
+        pytest.skip("workers are no forks here")
+    monkeypatch.setattr(forks, "are_safe", lambda: safe)
+    parents = set()
+    for number in ("3", "4"):  # also of a server that was there before
+        monkeypatch.setenv("STILLROOM_TOLD", number)
+        found = experiment(arms={"alone": told}).run([0, 1], jobs=2, **QUIET)["arms"]["alone"]["metrics"]
+        assert found["reward"] == [float(number)] * 2
+        parents |= set(found["cost"])
+    assert (os.getpid() in parents) != safe
+    assert len(parents) == 1
+
+
+@pytest.mark.skipif(not forks.are_safe(), reason="workers are no forks here")
+def test_the_server_ends_with_its_parent_even_while_it_imports():
+    program = (
+        "from stillroom.experiment import forks; from multiprocessing import forkserver as f; forks.begin(2); "
+        "print(f._forkserver._forkserver_pid)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True, timeout=60)
+    assert time.monotonic() - began < 30  # it would hold the pipe open
+    for _ in range(100):
+        if not Path(f"/proc/{int(done.stdout)}").exists():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the server is still there")
 
 
 def test_an_arm_that_cannot_be_sent_to_processes_is_refused():

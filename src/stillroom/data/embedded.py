@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from stillroom.data.rows import hold_out
 from stillroom.data.samples import Splits, TensorSamples
@@ -26,11 +31,8 @@ def digits(*, seed: int = 0, labels: int | None = None) -> Splits:
 
     Source: Alpaydin and Kaynak 1998, UCI machine learning repository, the test part as scikit-learn ships it.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, target = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8)
-    classes = torch.from_numpy(target).long()
+    pixels, classes = digit_pixels()
+    images = pixels.div(16).view(-1, 1, 8, 8)
     samples = TensorSamples(images, classes)
     train_rows, test_rows = hold_out(len(samples), DIGITS_TEST, 0, classes)
     splits = Splits(
@@ -40,6 +42,19 @@ def digits(*, seed: int = 0, labels: int | None = None) -> Splits:
         name="digits",
     )
     return splits if labels is None else keep_labels(splits, labels, seed)
+
+
+def digit_pixels() -> tuple[Tensor, Tensor]:
+    """All 1,797 digits in their order: pixels `(1797, 64)` float32 in 0 to 16, and classes `(1797,)` int64."""
+    package = find_spec("sklearn")
+    file = Path(str(package.origin if package else "")).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.exists():  # importing scikit-learn takes seconds
+        rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
+        return rows[:, :-1], rows[:, -1].long()
+    from sklearn.datasets import load_digits
+
+    pixels, target = load_digits(return_X_y=True)
+    return torch.from_numpy(pixels).float(), torch.from_numpy(target).long()
 
 
 def keep_labels(splits: Splits, labels: int, seed: int) -> Splits:

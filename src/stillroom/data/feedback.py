@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillroom.data.embedded import digit_pixels
 from stillroom.data.interactions import Interactions, InteractionSplits
 from stillroom.data.named import data_folder
 
@@ -70,9 +71,7 @@ def digits_interactions() -> Interactions:
     Returns:
         1,797 users (images) and 64 items (pixels).
     """
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)
+    pixels, _ = digit_pixels()
     return Interactions.from_matrix(pixels >= 8)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from stillroom import processes
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
+from stillroom.experiment import forks
 from stillroom.experiment.arm import Context, TrainingArm, arguments_of, is_method
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
@@ -162,6 +163,8 @@ class Experiment:
         say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         speak = say if progress and processes.is_first() else (lambda line: None)
         plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
+        if executor == "processes":
+            forks.begin(jobs)
         try:
             if processes.is_first():
                 refuse_held(place)
@@ -178,7 +181,7 @@ class Experiment:
                     command=command,
                     speak=speak,
                 )
-                results["seconds"] = round(time.monotonic() - began + plan.seconds_before(), 2)
+                results["seconds"] = round(time.monotonic() - began, 2)
                 if not temporary and processes.is_first():
                     write_json(place / "results.json", results)
             return results
@@ -315,10 +318,6 @@ class _Plan:
         arms = self.experiment.arms
         done = sum(self.finished(name, seed) is not None for seed in seeds for name in arms)
         return f"{done} of {len(seeds) * len(arms)} runs finished"
-
-    def seconds_before(self) -> float:
-        """Nothing is added for what an earlier, interrupted process spent: it is in each arm's own seconds."""
-        return 0.0
 
     def arm(self, name: str, factor: float = 1.0) -> Callable[[int, Context], Mapping[str, float]]:
         """The callable of an arm."""

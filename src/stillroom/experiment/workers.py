@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 
 from stillroom.allocator import keep_freed_memory
+from stillroom.experiment import forks
 from stillroom.log import show_notices_plainly
 from stillroom.storage import StorageError
 
@@ -67,12 +68,12 @@ def work(
                 f"this experiment cannot be sent to other processes ({error}): define its models and arms at the top "
                 "of a module, or run with jobs=1"
             ) from error
-        context = multiprocessing.get_context("spawn")
+        forks.begin(jobs)
         others = set(multiprocessing.active_children())
-        with ProcessPoolExecutor(min(jobs, len(todo)), context, _receive, (content,)) as pool:
+        with ProcessPoolExecutor(min(jobs, len(todo)), forks.context(), _receive, (content, dict(os.environ))) as pool:
             try:
                 waiting: dict[Future[dict[str, Any]], tuple[str, int]] = {}
-                with _interrupted_later():  # the workers begin deaf to Ctrl-C, and stay so until they can heed it
+                with forks.interrupted_later():  # the workers begin deaf to Ctrl-C, and stay so until they can heed it
                     for name, seed in todo:
                         waiting[pool.submit(_execute, name, seed, factors.get(name, 1.0))] = (name, seed)
                 while waiting:
@@ -109,19 +110,6 @@ def _same_kind(error: Exception, text: str) -> Exception:
         return RuntimeError(f"{text} ({type(error).__name__})")
 
 
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Hold Ctrl-C back, also from processes that are started within."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _end(workers: set[Any]) -> None:
     """Ask workers to end after their running step and checkpoint; kill those that do not, or at a second Ctrl-C."""
     try:
@@ -142,9 +130,11 @@ _plan: Plan | None = None
 _over = False
 
 
-def _receive(content: bytes) -> None:
-    """Begin as a worker: learn the plan, and leave it to the parent when to end."""
+def _receive(content: bytes, environment: Mapping[str, str]) -> None:
+    """Begin as a worker: learn environment and plan, and leave it to the parent when to end."""
     global _plan
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a training heeds it all the same, and ends after its step
     signal.signal(signal.SIGTERM, _end_now)
