@@ -6,11 +6,11 @@ can spare clean labels that the student is not trained on, and you want to see w
 Not for whom: there are no clean labels to spare, or the held-out ones are as wrong as the others; training time is
 short (each step of the student has a look-ahead step beside it: three to four times the time of plain distillation
 here); accuracy is all that you want. On digits with a teacher that mixes up two classes, the shares told the classes of
-the teacher's mistakes from those of the labels' mistakes (at temperature 1.5; at 4, on the seeds that were looked at
-beforehand, the sign was the wrong one, so look at `scores` before you believe them), and the student was a little
-better than one trained on the clean labels too. But WLS-KD, a rule without anything to train, did as well once learning
-rate and temperature were its own, and over the best fixed share no lead was shown. Early stopping on the held-out
-samples is optimistic, since the controller has learned from them.
+the teacher's mistakes from those of the labels' mistakes, and within these classes nothing (at temperature 1.5; at 4,
+on the seeds that were looked at beforehand, the sign was the wrong one, so look at `scores` before you believe them),
+and the student was a little better than one trained on the clean labels too. But WLS-KD, a rule without anything to
+train, did as well once learning rate and temperature were its own, and over the best fixed share no lead was shown.
+Early stopping on the held-out samples is optimistic, since the controller has learned from them.
 
 Citation: Chengming Hu, Haolun Wu, Xuan Li, Chen Ma, Xi Chen, Boyu Wang, Jun Yan, Xue Liu. Less or More From Teacher:
 Exploiting Trilateral Geometry For Knowledge Distillation. ICLR 2024. arXiv:2312.15112.
