@@ -30,7 +30,7 @@ AT_ONCE = {
 }
 
 WATCHED = """
-import functools, json, os, sys, time
+import functools, inspect, json, os, sys, time
 BEGAN, FILE = float(os.environ["BEGAN"]), os.environ["TIMELINE"]
 def mark(name, end=False):
     with open(FILE, "a") as file:
@@ -47,6 +47,12 @@ def watch(module, name, label, first=False):
             return inner(*given, **named)
         finally:
             mark(label, True)
+    def steps(*given, **named):
+        mark(label)
+        yield from inner(*given, **named)
+        mark(label, True)
+    if inspect.isgeneratorfunction(inner):
+        outer = steps
     setattr(module, name, outer)
 mark("imports")
 import importlib

@@ -18,7 +18,7 @@ from typing import Any
 
 from measured import FIRST_RUN, RESULTS, Results, measured, read_results, table, verdict_cell
 from reference import REFERENCE, checks_table, methods_table, public_names, reference_pages, tasks_table
-from weighed import benchmarks, which_method
+from weighed import benchmarks, cold_start, which_method
 
 from stillroom.experiment.findings import read
 from stillroom.experiment.wording import headline
@@ -205,6 +205,7 @@ PLACEHOLDERS = {
     "distill-tasks": task_runs,
     "which-method": which_method,
     "benchmarks": benchmarks,
+    "cold-start": cold_start,
 }
 """What a hand-written page asks for by `<!-- generated: NAME -->`."""
 

@@ -130,6 +130,18 @@ def benchmarks() -> str:
     return table(["command", "what", "measured", "on"], rows) if rows else "Nothing is committed yet."
 
 
+def cold_start() -> str:
+    """One row per part of the main job."""
+    found = json.loads((RESULTS / "benchmarks" / "cold_start.json").read_text(encoding="utf-8"))
+    rows = [
+        [name, f"{part['begins']:.1f}", f"{part['seconds']:.1f}" if "seconds" in part and part["seconds"] > 0 else ""]
+        for name, part in found["parts"].items()
+    ]
+    return table(
+        ["part", "begins after, seconds", "takes"], [*rows, ["the process ends", f"{found['seconds_in_all']:.1f}", ""]]
+    )
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())

@@ -2,12 +2,11 @@
 
 For whom: you own a large multi-label tagger (photo tags, findings, topics) and need a small one. `MLD` takes the logits
 of any two networks over the same labels; `L2D` adds the embeddings where both have a query per label. Measured on grids
-of digits, `MLD` is better than softmax distillation, which is not made for several labels; that it or `L2D` is better
-than the student alone is not shown there.
+of digits nothing was gained: neither is shown to be better than the student alone, nor than softmax distillation.
 
 Not for whom: exactly one class is right (softmax distillation says more); hardly any image carries three labels or no
-label is carried by three images of a batch, so that the embeddings' term has nothing to compare; you want a sure gain
-from the embeddings: with another image's answers (the control) the student did as well here.
+label is carried by three images of a batch, so that the embeddings' term has nothing to compare; labels are plenty and
+clean; you want a sure gain: with another image's answers (the control) the student did as well here.
 
 Citation: Penghui Yang, Ming-Kun Xie, Chen-Chen Zong, Lei Feng, Gang Niu, Masashi Sugiyama, Sheng-Jun Huang. Multi-Label
 Knowledge Distillation. ICCV 2023. arXiv:2308.06453.

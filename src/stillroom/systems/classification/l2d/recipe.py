@@ -25,7 +25,7 @@ def recipe(
     teacher: str = "conv-16-32-64+labels-32",
     student: str = "conv-4-8-16+labels-16",
     teacher_epochs: float = 8,
-    epochs: float = 30,
+    epochs: float = 60,
     batch_size: int = 64,
     lr: float = 0.01,
     led_weight: float = 0.03,
@@ -33,13 +33,20 @@ def recipe(
 ) -> Experiment:
     """Do a teacher's answers per label, and its label-wise embeddings, help a small student that sees few images?
 
-    Every arm takes the same steps from the same weights. The students are still learning when they stop, and seeds lie
-    far apart: of six claims one is shown.
+    Every arm takes the same steps from the same weights. Of six claims none is shown, over five seeds: all arms end
+    between 93 and 95 points of mean average precision, and seeds lie as far apart. With the paper's weights the logits'
+    loss is a sixth of the label loss here, and the labels are clean, so that there is little to gain. What is exact
+    (the gradient of the logits' loss, what the embeddings' losses do not see, where they are 0) is tested.
 
     Settings come from seed 100: the rate (0.003, 0.01 and 0.02 tried by the student alone and L2D), L2D's weight of the
     embeddings (the paper's 1 sinks such a student; 0.03 was the one other value, tried with longer training) and, on
     the same seed, 1 and the paper's 10 for the logits' loss and for softmax distillation alike, where 10 was the better
-    for both. Some runs of seeds 0 to 2 were seen before everything was written, so that those reported are 10 to 14.
+    for both. Some runs of seeds 0 to 2 were seen before everything was written. A first report, of seeds 10 to 14 with
+    30 epochs, showed the logits' loss to be better than softmax distillation; its teacher and the student alone
+    minimised the mean of the label loss instead of the sum, and the teacher had not seen a validation part. Without
+    these mistakes the same seeds show nothing (`l2d--thirty-epochs`). There the students were still learning; on seeds
+    100 to 102, 60 epochs gave L2D 0.947, the control 0.947, the logits' loss 0.918 and the student alone 0.909, and a
+    wider student (conv-8-16-32) 0.96 to 0.98 for every arm. So 60 epochs were taken, and seeds 20 to 24 reported.
 
     Args:
         data: a multi-label data set.
@@ -87,7 +94,7 @@ def recipe(
         method="l2d",
         controls=("exchanged",),
         rivals=("softmax kd",),
-        seeds=5,
+        seeds=4,
     )
 
 
