@@ -19,6 +19,7 @@ from stillroom.checkpoint import seed_everything
 from stillroom.data.batch import UNLABELLED
 from stillroom.data.samples import Samples, Splits
 from stillroom.data.stream import sequential
+from stillroom.experiment.described import text_of
 from stillroom.fit import Fitted, fit
 from stillroom.method import Method
 from stillroom.task import Task
@@ -65,7 +66,7 @@ def is_method(arm: Any) -> bool:
         arm = arm.func if not (arm.args and is_method(arm.args[0])) else arm.args[0]
     if isinstance(arm, type):
         return issubclass(arm, Method)
-    return next(iter(inspect.signature(arm).parameters), "") != "seed"
+    return callable(arm) and next(iter(inspect.signature(arm).parameters), "") != "seed"
 
 
 def method_class(arm: Any) -> type[Method] | None:
@@ -79,10 +80,11 @@ def arguments_of(arm: Any) -> dict[str, str]:
     """What an arm's method was given beside student and teacher, as text that two runs can be compared by."""
     found: dict[str, Any] = {}
     while isinstance(arm, partial):
+        wraps = bool(arm.args) and is_method(arm.args[0])
+        found = {f"argument {place}": value for place, value in enumerate(arm.args, 1) if not wraps} | found
         found = arm.keywords | found
-        arm = arm.args[0] if arm.args and is_method(arm.args[0]) else arm.func
-    plain = (str, int, float, bool, list, tuple, dict, type(None))
-    return {name: repr(value if isinstance(value, plain) else type(value)) for name, value in sorted(found.items())}
+        arm = arm.args[0] if wraps else arm.func
+    return {name: text_of(value) for name, value in sorted(found.items())}
 
 
 def takes_teacher(arm: Any) -> bool:
