@@ -68,7 +68,7 @@ watch(run, "measure_teacher", "teacher measured", first=True)
 watch(run, "work", "arms and seeds")
 watch(weigh, "costs_of", "costs measured")
 watch(weigh, "write_all", "student and report written")
-watch(fit._Loop, "_one_step", "first step", first=True)
+watch(fit.Loop, "_one_step", "first step", first=True)
 """
 MAIN = (
     WATCHED

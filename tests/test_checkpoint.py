@@ -5,6 +5,7 @@ import os
 import resource
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,28 @@ def test_a_training_whose_checkpoints_are_all_damaged_starts_anew_and_says_so(tm
     with pytest.warns(Notice, match=r"last\.pt is damaged .* and .*last\.pt\.before is damaged .*starts anew"):
         resumed = run(tmp_path / "cut", resume=True)
     assert same(whole, resumed)
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_safely_stays_and_is_said(tmp_path):
+    path = tmp_path / "last.pt"
+    save(path, {"step": 1, "value": np.float64(0.5)})
+    with pytest.raises(ValueError, match=r"last\.pt is whole, but holds other values than tensors, numbers and text"):
+        load(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_only_files_named_as_half_written_ones_are_swept(tmp_path):
+    for name in (".last.pt.4711.part", ".mine.part", ".a.b.part"):
+        (tmp_path / name).write_text("x")
+    sweep(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {".mine.part", ".a.b.part"}
+
+
+def test_states_of_more_gpus_than_there_are_left_out():
+    state = checkpoint.random_state()
+    expected = torch.rand(3)
+    checkpoint.set_random_state(state | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 8})
+    torch.testing.assert_close(torch.rand(3), expected)
 
 
 def test_a_checkpoint_is_chosen_by_what_it_holds(tmp_path):

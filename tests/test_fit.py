@@ -3,7 +3,10 @@ import json
 import signal
 import sys
 import threading
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,9 +16,10 @@ from stillroom.data.samples import TensorSamples
 from stillroom.data.stream import Stream
 from stillroom.fit import fit
 from stillroom.method import Losses, Method, Needs, Stage
+from stillroom.task import Classification
 from stillroom.training import Optim, Training
 from stillroom.tripwires import TrainingError
-from tests.toys import batch, conv, mlp, splits, trained_teacher
+from tests.toys import batch, cloud, conv, mlp, splits, trained_teacher
 
 QUICK = Training(steps=12, batch_size=16, optimizer=Optim(lr=0.02), evaluate_every=4)
 
@@ -99,6 +103,85 @@ def test_resuming_with_other_options_is_refused(tmp_path):
         run(Alone(mlp()), QUICK.change(steps=20), folder=tmp_path, resume=True)
     with pytest.raises(ValueError, match="needs the folder"):
         run(Alone(mlp()), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, r"another seed \(0, this one has 1\)"),
+        ({"batch_size": 8}, r"another batch size \(16, this one has 8\)"),
+        ({"teacher": lambda: mlp(seed=9)}, "another teacher"),
+        ({"data": lambda: splits(240)}, r"another number of samples \(90, this one has 180\)"),
+        ({"data": lambda: moved(splits())}, "another samples|with another samples"),
+    ],
+    ids=["seed", "batch size", "teacher", "number", "samples"],
+)
+def test_resuming_another_training_is_refused(tmp_path, change, words):
+    def run(seed=0, batch_size=16, teacher=trained_teacher, data=splits, resume=True):
+        training = Training(steps=6, batch_size=batch_size, evaluate_every=3)
+        options = {"folder": tmp_path, "seed": seed, "resume": resume, "trackers": (), "progress": False}
+        return fit(KD(mlp(), teacher()), data(), training, check_teacher=False, **options)
+
+    run(resume=False)
+    assert run().steps == 6  # the same one goes on
+    with pytest.raises(ValueError, match=words):
+        run(**change)
+
+
+def moved(given):
+    inputs = given.train.batch(range(len(given.train))).inputs + 1
+    return replace(given, train=TensorSamples(inputs, given.train.labels))
+
+
+def test_seconds_hold_what_it_takes_to_read_a_batch():
+    class Slow(TensorSamples):
+        def batch(self, rows, uniform=None):
+            time.sleep(0.05)
+            return super().batch(rows, uniform)
+
+    inputs, labels = cloud(32)
+    fitted = fit(Alone(mlp()), Slow(inputs, labels), Training(steps=6, batch_size=8), progress=False)
+    assert fitted.seconds > 6 * 0.05
+
+
+def test_a_later_turn_sees_the_new_weights_under_autocast():
+    seen = []
+
+    class Twice(TwoPlayers):
+        def turns(self, batch):
+            for player, losses in super().turns(batch):
+                before = self.student(batch.inputs).detach()
+                yield player, losses
+                seen.append((before, self.student(batch.inputs).detach()))
+
+    training = Training(steps=2, batch_size=16, precision="bf16", optimizer=Optim("sgd", lr=0.5))
+    fit(Twice(), splits(), training, progress=False, device="cpu")
+    assert not torch.equal(*seen[0])
+
+
+def test_a_perfect_teacher_of_data_sorted_by_class_is_taken():
+    class Knowing(nn.Module):
+        def forward(self, inputs):
+            return torch.eye(2)[(inputs[:, 0] > 0).long()] * 9
+
+    labels = torch.arange(4000) // 2000
+    inputs = labels[:, None] * 2.0 - 1 + torch.zeros(4000, 6)
+    fit(KD(mlp(classes=2), Knowing()), TensorSamples(inputs, labels), Training(steps=1, batch_size=8), progress=False)
+
+
+def test_measures_of_numpy_are_kept_and_resumed(tmp_path):
+    class Numpy(Classification):
+        def evaluate(self, *given, **named):
+            return {name: np.float64(value) for name, value in super().evaluate(*given, **named).items()}
+
+    def run(resume):
+        training = Training(steps=6, batch_size=16, evaluate_every=3)
+        options = {"folder": tmp_path, "resume": resume, "trackers": (), "progress": False, "task": Numpy()}
+        return fit(Alone(mlp()), splits(), training, **options)
+
+    first = run(False)
+    assert run(True).validation == first.validation
+    assert not list(tmp_path.rglob("*.damaged"))
 
 
 def test_accumulation_gives_the_same_training():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 SCRIPT = """
-import sys
+import os, signal, sys
 import torch
 from tests.toys import mlp, splits, trained_teacher
 from stillroom.baselines import KD
@@ -26,10 +26,12 @@ class Measuring(KD):
         self.held = (sum(piece.numel() for piece in pieces), sum(p.numel() for p in self.student.parameters()))
         if "stop" in sys.argv and self.clock.step == 9:
             raise KeyboardInterrupt
+        if "asked" in sys.argv and self.clock.step == 5 and sys.argv[2] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
 
 training = Training(steps=12, batch_size=16, optimizer=Optim(lr=0.02, clip=1.0), evaluate_every=4,
                     shard="shard" in sys.argv)
-method = Measuring(mlp(), trained_teacher())
+method = Measuring(mlp(seed=int(sys.argv[2]) if "apart" in sys.argv else 0), trained_teacher())
 try:
     fitted = fit(method, splits(), training, device="cpu", progress=False, folder=sys.argv[1], trackers=(),
                  resume="resume" in sys.argv)
@@ -37,7 +39,7 @@ try:
     assert method.held[0] < 0.7 * method.held[1] if "shard" in sys.argv else method.held[0] == method.held[1] > 0
     torch.save(fitted.product.state_dict(), f"{sys.argv[1]}/product-{fitted.steps}-{sys.argv[2]}.pt")
 except KeyboardInterrupt:
-    assert "stop" in sys.argv
+    assert "stop" in sys.argv or "asked" in sys.argv
 finally:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -83,6 +85,22 @@ def test_two_processes_train_what_one_trains(one: dict[str, torch.Tensor], tmp_p
     both(tmp_path)
     assert_like(one, tmp_path)
     assert len(list(tmp_path.glob("metrics*.jsonl"))) == 1
+
+
+def test_processes_that_begin_with_other_weights_take_the_first_ones(
+    one: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    both(tmp_path, "apart")
+    assert_like(one, tmp_path)
+
+
+def test_a_request_to_end_that_one_process_gets_ends_both_and_the_run_goes_on(
+    one: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    both(tmp_path, "asked")
+    assert not list(tmp_path.glob("product-*"))
+    both(tmp_path, "resume")
+    assert_like(one, tmp_path)
 
 
 def test_a_cut_student_trains_what_one_process_trains(one: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FLOORS = (
         "baselines",
         "training",
         "checkpoint",
+        "resuming",
         "lock",
         "allocator",
         "processes",

@@ -14,7 +14,7 @@ from stillroom.baselines import Alone
 from stillroom.fit import fit
 from stillroom.losses import cross_entropy
 from stillroom.method import Losses, Method, Needs, Stage
-from stillroom.staging import StageRun
+from stillroom.staging import StageRun, copied
 from stillroom.task import Classification
 from stillroom.training import Optim, Training
 from tests.toys import batch, mlp, splits
@@ -199,9 +199,9 @@ def test_stages_have_optimizers_and_schedules_of_their_own(whole):
             if self.stage_clock.step == 0 and self.stage.name == "third":
                 assert not optimizer.state
 
-    from stillroom.fit import _Loop
+    from stillroom.fit import Loop
 
-    loop = _Loop(Spy(), splits(), TRAINING, None, 0, None, "cpu", 0, (), 50)
+    loop = Loop(Spy(), splits(), TRAINING, None, 0, None, "cpu", 0, (), 50)
     loop.run(resume=False, progress=False, title="", check_teacher=True)
     assert kinds == {"first": "AdamW", "second": "SGD", "third": "AdamW"}
     assert rates["first"] == [Optim(lr=0.02).rate(step, 24) for step in range(8)]
@@ -262,6 +262,19 @@ def test_without_held_out_samples_a_stage_keeps_its_last_weights():
     fitted = fit(Phases(), splits().train, TRAINING, progress=False, trackers=())
     assert all("best_step" not in record for record in fitted.stages)
     assert fitted.best_step == STEPS
+
+
+def test_a_copied_state_has_memory_of_its_own_all_the_way_down():
+    class Remembering(nn.Linear):
+        inner = {"averages": [torch.zeros(2)]}
+
+        def get_extra_state(self):
+            return self.inner
+
+    module = Remembering(2, 2)
+    kept = copied(module)
+    module.inner["averages"][0].add_(1)
+    assert kept["_extra_state"]["averages"][0].tolist() == [0, 0]
 
 
 def test_wrong_stages_are_refused():

@@ -45,6 +45,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), gauss],
         "python": [version, list(internal), gauss_next],
     }
@@ -53,8 +54,11 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Set all random generators of this process to what `random_state` returned."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device, own in enumerate(state["cuda"][:there]):  # there may be fewer GPUs than before
+        torch.cuda.set_rng_state(own, device)
+    if state.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"][0])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     version, internal, gauss_next = state["python"]
@@ -134,6 +138,9 @@ def load(path: Path, *, wanted: Callable[[dict[str, Any]], bool] = lambda state:
     Args:
         path: the file.
         wanted: whether a checkpoint is the one looked for; others are passed over.
+
+    Raises:
+        ValueError: a checkpoint is whole, but holds what is not read without pickle; it stays where it is.
     """
     damaged: list[str] = []
     for candidate in (path, path.with_name(path.name + ".before")):
@@ -141,8 +148,7 @@ def load(path: Path, *, wanted: Callable[[dict[str, Any]], bool] = lambda state:
             continue
         try:
             state = _read(candidate)
-        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except _DamagedError as why:
             damaged.append(f"the checkpoint {candidate} is damaged ({why})")
             with suppress(OSError):
                 candidate.replace(candidate.with_name(candidate.name + ".damaged"))
@@ -156,6 +162,10 @@ def load(path: Path, *, wanted: Callable[[dict[str, Any]], bool] = lambda state:
     return None
 
 
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Read one checkpoint, after its hash."""
     size = path.stat().st_size
@@ -167,8 +177,14 @@ def _read(path: Path) -> dict[str, Any]:
             left -= len(part)
         end = file.read()
         if length <= 0 or not end.startswith(SEAL):
-            raise ValueError(f"its end is missing, {size} bytes are there")
+            raise _DamagedError(f"its end is missing, {size} bytes are there")
         if end != SEAL + found.digest():
-            raise ValueError("its content is not what was written")
+            raise _DamagedError("its content is not what was written")
         file.seek(0)
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
+        try:
+            return dict(torch.load(file, map_location="cpu", weights_only=True))
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"the checkpoint {path} is whole, but holds other values than tensors, numbers and text, which cannot "
+                f"be read safely ({str(error).splitlines()[0]}): let methods and tasks keep plain values"
+            ) from error

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stillroom import checkpoint
+from stillroom import checkpoint, resuming
 from stillroom.blocks.ema import EMA
 from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import Batch
@@ -22,7 +23,7 @@ from stillroom.feed import stream_for
 from stillroom.lock import locked
 from stillroom.log import Display, JSONLines, interruptions
 from stillroom.method import Losses, Method
-from stillroom.processes import accelerator_for, average_gradients
+from stillroom.processes import accelerator_for, any_of, average_gradients, of_first, share_weights
 from stillroom.replay import Replay
 from stillroom.sharding import Shards
 from stillroom.staging import Fitted, StageRun, copied
@@ -82,7 +83,7 @@ def fit(
         ValueError: the first batch cannot be right (labels out of range, NaN inputs, ...).
         KeyboardInterrupt: after the running step; with a folder the run can be resumed.
     """
-    loop = _Loop(method, data, training or Training(), task, seed, folder, device, workers, trackers, log_every)
+    loop = Loop(method, data, training or Training(), task, seed, folder, device, workers, trackers, log_every)
     try:
         with locked(loop.folder if loop.accelerator.is_main_process else None):
             return loop.run(resume=resume, progress=progress, title=title, check_teacher=check_teacher)
@@ -90,7 +91,7 @@ def fit(
         loop.close()
 
 
-class _Loop:
+class Loop:
     """The state of one training, and the steps it is made of."""
 
     def __init__(
@@ -118,6 +119,11 @@ class _Loop:
         self.train: Samples = data.train if isinstance(data, Splits) else data
         self.validation = splits.validation if splits else None
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if training.batch_size // world < training.accumulate:
+            raise ValueError(
+                f"accumulate={training.accumulate} cuts a batch of {training.batch_size} over {world} processes into "
+                "parts without a sample: make the batch larger"
+            )
         self.streams = {
             part: stream_for(
                 method, self.task, training, data, part, seed=seed, workers=workers, rank=rank, world=world
@@ -130,15 +136,17 @@ class _Loop:
         self.stages = StageRun(method, training, self.steps)
         self.evaluate_every = training.evaluate_every or max(math.ceil(self.steps / 10), 1)
         method.to(self.accelerator.device)
+        share_weights(self.accelerator, method)
         shard = world > 1 and (training.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true")
         self.shards = Shards(method, training) if shard else None
         self.parameters = method.players()
         self.trained = self.parameters  # what of it the running stage does not hold still
-        self.optimizers = {name: self._optimizer(name) for name in self.parameters}
+        self.optimizers = {name: self.optimizer(name) for name in self.parameters}
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=training.precision == "fp16")
         decay = training.ema_decay
         self.average = None if decay is None else EMA(method.product, decay=decay)
         self.step = 0
+        self.identity: dict[str, Any] = {}
         self.fitted = Fitted(method.product)
         self.best: dict[str, Tensor] | None = None
         self.tripwires, self.replay = Tripwires(method), Replay(method)
@@ -147,16 +155,18 @@ class _Loop:
 
     def run(self, *, resume: bool, progress: bool, title: str, check_teacher: bool) -> Fitted:
         """Train from the first step, or from the last checkpoint, to the end."""
-        checkpoint.seed_everything(self.seed + self.accelerator.process_index)
-        if resume:
-            self._restore()
-        self.method.begin_training(self.stream)
         teacher = getattr(self.method, "teacher", None)
         if teacher is not None:
             self.fitted.teacher = teacher.fingerprint()
-            if check_teacher and self.step == 0:
-                held = self.validation if self.validation is not None and len(self.validation) >= 100 else self.train
-                require_teacher(teacher, self.task, held, self.accelerator.device)
+        if self.folder is not None:
+            self.identity = resuming.identity_of(self)
+        checkpoint.seed_everything(self.seed + self.accelerator.process_index)
+        if resume:
+            resuming.restore(self)
+        self.method.begin_training(self.stream)
+        if teacher is not None and check_teacher and self.step == 0:
+            held = self.validation if self.validation is not None and len(self.validation) >= 100 else self.train
+            require_teacher(teacher, self.task, held, self.accelerator.device)
         main = self.accelerator.is_main_process
         log = JSONLines(self.folder / "metrics.jsonl" if self.folder and main else None, from_step=self.step)
         if self.trackers:
@@ -166,18 +176,21 @@ class _Loop:
             while self.stages.number < len(self.stages.plan):
                 self._enter_stage(log)
                 stage, end = self.stages.stage, self.stages.end
+                began = time.perf_counter()
                 for batch in self.streams[stage.data].batches(self.step, end):
                     self._one_step(batch.to(self.accelerator.device), log)
                     self.step += 1
+                    self.fitted.seconds += time.perf_counter() - began  # with what it took to read the batch
                     last = self.step == self.steps or (self.step == end and bool(stage.best_by))
                     if self.step % self.evaluate_every == 0 or last:
                         self._evaluate(log, display)
-                        self._save()
+                        resuming.save(self)
                     display.step(self.step)
-                    if stop.is_set():
-                        self._save()
+                    if any_of(self.accelerator, stop.is_set()):
+                        resuming.save(self)
                         where = f"; resume it with resume=True (--resume) in {self.folder}" if self.folder else ""
                         raise KeyboardInterrupt(f"stopped after step {self.step} of {self.steps}{where}")
+                    began = time.perf_counter()
                 self.fitted.stages.append(self.stages.finish(self.average))
                 if len(self.stages.plan) > 1:
                     log.write({"step": self.step, **self.fitted.stages[-1]})
@@ -191,19 +204,19 @@ class _Loop:
             self.fitted.cached = {"keep": cache.keep, **cache.error}
         if not self.stages.begun:
             for player in self.stages.begin():
-                self.optimizers[player] = self._optimizer(player)
+                self.optimizers[player] = self.optimizer(player)
             if stage.best_by:  # the stage chooses anew
                 self.best, self.fitted.validation = None, {}
             if len(self.stages.plan) > 1:
                 log.write({"step": self.step, "stage": stage.name, "begins": True})
         self.trained = {name: [p for p in group if p.requires_grad] for name, group in self.parameters.items()}
 
-    def _optimizer(self, player: str) -> torch.optim.Optimizer:
+    def optimizer(self, player: str) -> torch.optim.Optimizer:
+        """The optimizer that a player has from here on."""
         made = self.stages.optimizer(player, self.parameters[player])
         return made if self.shards is None else self.shards.prepare(made)
 
     def _one_step(self, batch: Batch, log: JSONLines) -> None:
-        began = time.perf_counter()
         epoch = len(self.stream)
         clock = self.stages.clock(self.step, epoch)
         self.method.tell_time(self.step, self.step / epoch, self.step / self.steps, stage=clock)
@@ -217,7 +230,7 @@ class _Loop:
         parts = self.training.accumulate
         for part in range(parts):
             piece = batch if parts == 1 else batch[part::parts]
-            if watched:
+            if watched and self.shards is None:  # the search runs on one process alone
                 self.replay.remember()
             kept = None if self.folder is None else self.checkpoint
             with self.replay.explaining(self.step, piece, self._turns, self.trained, kept):
@@ -237,7 +250,6 @@ class _Loop:
                         self._update(player)
         if self.average is not None:
             self.average.update()
-        self.fitted.seconds += time.perf_counter() - began
         if look:
             rate = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             self.fitted.terms.append((self.step, logged, shares))
@@ -269,6 +281,8 @@ class _Loop:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if torch.is_autocast_enabled(self.accelerator.device.type):  # a later turn sees the new weights
+            torch.clear_autocast_cache()
         self.method.after_step(player)
 
     # ---- evaluation and what is kept -----------------------------------------------------------------------------
@@ -292,6 +306,7 @@ class _Loop:
             measured |= self.method.measure_stage(held)
         if not measured:
             return
+        measured = of_first({name: float(value) for name, value in measured.items()})
         self.method.train()
         self.fitted.curve.append((self.step, measured))
         self.method.after_evaluation(measured, self.step / len(self.stream))
@@ -320,73 +335,6 @@ class _Loop:
         shipped = shipped.eval() if self.shards is None else self.shards.put_together().eval()
         self.fitted.product, self.fitted.steps = shipped, self.step
         return self.fitted
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        self.tripwires.weights(self.step, self.trained)
-        state = {
-            "method": self.method.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "best": self.best,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.fitted.seconds,
-            "best_step": self.fitted.best_step,
-            "validation": self.fitted.validation,
-            "curve": self.fitted.curve,
-            "terms": self.fitted.terms,
-            "ended": self.fitted.stages,
-            "stages": self.stages.state_dict(),
-            "tripwires": self.tripwires.state_dict(),
-            "random": checkpoint.random_state(),
-        }
-        if self.shards is not None:
-            state = self.shards.gathered(state)
-        if self.accelerator.num_processes > 1:  # dropout differs by process: each keeps its own random state
-            own = self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt")
-            checkpoint.save(own, {"random": state["random"], "step": self.step})
-            self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.checkpoint, state)
-
-    def _restore(self) -> None:
-        if self.folder is None:
-            raise ValueError("resume=True needs the folder of the run: pass folder=")
-        state = checkpoint.load(self.checkpoint)
-        if state is None:
-            return
-        if state["steps"] != self.steps:
-            raise ValueError(
-                f"the checkpoint in {self.folder} is of a run of {state['steps']} steps, this one takes {self.steps}: "
-                "resume with the same data and options, or use another folder"
-            )
-        if self.shards is not None:
-            state["method"] = self.shards.cut_like(state["method"], self.method.state_dict())
-        self.stages.load_state_dict(state["stages"])
-        self.fitted.stages = state["ended"]
-        self.method.load_state_dict(state["method"])
-        for name in [player for player, number in self.stages.optimizers_of.items() if number >= 0]:
-            self.optimizers[name] = self._optimizer(name)
-        for name, optimizer in self.optimizers.items():
-            kept = state["optimizers"][name]
-            optimizer.load_state_dict(kept if self.shards is None else self.shards.cut_optimizer(kept, optimizer))
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.best, self.step = state["best"], state["step"]
-        for name in ("seconds", "best_step", "validation", "curve", "terms"):
-            setattr(self.fitted, name, state[name])
-        self.tripwires.load_state_dict(state["tripwires"])
-        own = None
-        if self.accelerator.num_processes > 1:
-            path = self.checkpoint.with_name(f"random-{self.accelerator.process_index}.pt")
-            own = checkpoint.load(path, wanted=lambda kept: kept["step"] == self.step)
-        checkpoint.set_random_state((own or state)["random"])
 
     # ---- what it is built from -----------------------------------------------------------------------------------
 

@@ -97,12 +97,34 @@ def average_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> N
     for parameter in parameters:
         if parameter.grad is None:  # another process may have one
             parameter.grad = torch.zeros_like(parameter)
-    for dtype in {parameter.dtype for parameter in parameters}:
+    for dtype in sorted({parameter.dtype for parameter in parameters}, key=str):  # the same order in every process
         grads = [p.grad for p in parameters if p.grad is not None and p.dtype == dtype]
         together = torch.cat([grad.flatten() for grad in grads])
         together = accelerator.reduce(together, reduction="mean")
         for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
+
+
+def share_weights(accelerator: Any, module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers; nothing where there is one process."""
+    if accelerator.num_processes == 1:
+        return
+    import torch
+
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            whole = tensor.detach().contiguous()
+            torch.distributed.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
+def any_of(accelerator: Any, value: bool) -> bool:
+    """Whether it is so in any process."""
+    if accelerator.num_processes == 1:
+        return value
+    import torch
+
+    return bool(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="sum"))
 
 
 def accelerator_for(precision: str, device: Any, trackers: Sequence[str], folder: Path | None) -> Any:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stillroom.blocks.ema import EMA
+from stillroom.data.batch import map_tensors
 from stillroom.method import Clock, Method, Stage
 from stillroom.training import Training
 
@@ -170,5 +171,4 @@ class StageRun:
 
 def copied(module: nn.Module) -> dict[str, Any]:
     """A module's state, in memory of its own."""
-    state = module.state_dict()
-    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    return map_tensors(module.state_dict(), lambda tensor: tensor.detach().clone())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,4 +68,5 @@ def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder and below it."""
     with suppress(OSError):
         for left in list(folder.rglob(".*.part")):
-            left.unlink(missing_ok=True)
+            if re.fullmatch(r"\..+\.\d+\.part", left.name):  # as `whole` names them
+                left.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import pytest
 from stillroom.experiment import Claim, forks
 from stillroom.experiment.budget import check_machine
 from stillroom.experiment.run import Experiment
+from stillroom.experiment.workers import work
 from stillroom.task import Classification, Measured
 from stillroom.training import Training
 
@@ -98,6 +99,22 @@ def test_one_failing_arm_does_not_lose_the_others(tmp_path):
     kept = {path.parent.relative_to(tmp_path / "run/arms").as_posix() for path in tmp_path.rglob("result.json")}
     assert kept == {"failing/seed-0", "failing/seed-2", "alone/seed-0", "alone/seed-1", "alone/seed-2"}
     assert not (tmp_path / "run/results.json").exists()
+
+
+def test_where_processes_share_a_training_a_failure_ends_all_at_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = []
+
+    class Plan:
+        threads = 1
+
+        def execute(self, name, seed, factor=1.0):
+            done.append(name)
+            raise ValueError("out of memory")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        list(work(Plan(), [("first", 0), ("second", 0)], {}, 1))
+    assert done == ["first"]  # the other processes are still in it
 
 
 def test_a_failure_of_any_kind_names_the_arm_and_counts_the_others():

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from stillroom import processes
 from stillroom.allocator import keep_freed_memory
 from stillroom.experiment import forks
 from stillroom.log import show_notices_plainly
@@ -57,6 +58,8 @@ def work(
                 except StorageError:  # it would be the same with the others
                     raise
                 except Exception as error:  # the other arms go on; it is raised below
+                    if processes.world() > 1:  # the other processes are still in this arm
+                        raise
                     failures.append((name, seed, error))
         finally:
             torch.set_num_threads(before)
