@@ -113,8 +113,10 @@ def _refuse_another(loop: Loop, state: dict[str, Any]) -> None:
         )
     for name in before.keys() & now.keys():
         if before[name] != now[name]:
-            both = "" if name == "samples" else f" ({before[name]}, this one has {now[name]})"
+            other = (
+                "other samples" if name == "samples" else f"another {name} ({before[name]}, this one has {now[name]})"
+            )
             raise ValueError(
-                f"the checkpoint in {loop.folder} is of a run with another {name}{both}: resume with the same data, "
-                "teacher and options, or use another folder"
+                f"the checkpoint in {loop.folder} is of a run with {other}: resume with the same data, teacher and "
+                "options, or use another folder"
             )
