@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 import stillroom
 from stillroom.baselines import KD
-from stillroom.blocks import Frozen, FunctionTeacher
+from stillroom.blocks import Average, Frozen, FunctionTeacher, fingerprint
 from stillroom.data.augment import ResizedCropFlip, Shift
 from stillroom.data.samples import TensorSamples
 from stillroom.data.stream import Stream
@@ -38,6 +40,9 @@ class Counting(torch.nn.Module):
         if self.asked > self.most:
             raise KeyboardInterrupt
         return self.network(inputs)
+
+    def fingerprint(self):
+        return fingerprint(self.network)
 
 
 def images(count=40):
@@ -194,7 +199,8 @@ def test_other_inputs_than_those_answered_are_refused(tmp_path):
     drawn = stream.batch(0)
     changed = drawn.inputs.clone()
     changed[2] += 0.1
-    with pytest.raises(ValueError, match=f"sample {int(drawn.index[2])} came with other inputs"):
+    place = next(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"sample {int(drawn.index[2])} came with other inputs.* delete {place}; else"):
         cache(drawn.replace(inputs=changed))
 
 
@@ -255,13 +261,17 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         CachedOnDisk(mlp(), tmp_path, keep="float8")
     with pytest.raises(ValueError, match="top 3 classes, but the teacher has 3"):
         CachedOnDisk(mlp(), tmp_path, keep="top-3").open(stream)
-    large = FunctionTeacher(lambda inputs: 1e5 * inputs, arrays=False)
+    large = FunctionTeacher(lambda inputs: 1e5 * inputs, arrays=False, version="large")
     with pytest.raises(ValueError, match=r"does not fit float16"):
         CachedOnDisk(large, tmp_path, keep="float16").open(stream)
     with pytest.raises(ValueError, match="set Training\\(views="):
         CachedOnDisk(mlp(), tmp_path).open(Stream(splits().train, batch_size=8, seed=0))
     with pytest.raises(ValueError, match="batch_norm='batch'"):
         CachedOnDisk(Frozen(conv(), batch_norm="batch"), tmp_path)
+    with pytest.raises(ValueError, match="batch_norm='batch'"):
+        CachedOnDisk(Average([Frozen(conv(), batch_norm="batch")]), tmp_path)
+    with pytest.raises(ValueError, match=r"the function <lambda> does not say who it is, expected a fingerprint\(\)"):
+        CachedOnDisk(lambda batch: batch.inputs, tmp_path)
     with pytest.raises(ValueError, match="which the multi-label task does not have"):
         check_cacheable("kd", KD.needs, "top-2", "multi-label")
 
@@ -283,3 +293,49 @@ def test_the_main_job_keeps_the_teachers_answers(tmp_path):
 def test_a_batch_of_nothing_known_is_no_error(tmp_path):
     cache = CachedOnDisk(mlp(), tmp_path)
     assert cache(batch(3)).shape == (3, 3)
+
+
+@pytest.mark.parametrize("how", ["absent", "refused"])
+def test_where_no_room_is_taken_in_advance_zeros_are_written(tmp_path, monkeypatch, how):
+    def refuse(*given):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if how == "absent":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr("stillroom.teacher_cache.files._PIECE", 100)
+    samples = TensorSamples(torch.rand(500, 2))
+    stream = Stream(samples, batch_size=8, seed=0, views=1)
+    cache = CachedOnDisk(torch.nn.Linear(2, 3), tmp_path)
+    cache.open(stream)
+    for drawn in stream.batches(0, len(stream)):
+        torch.testing.assert_close(cache(drawn), cache.provider.network(drawn.inputs))
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == 3
+    assert all(file.stat().st_blocks * 512 >= file.stat().st_size for file in files)
+
+
+def test_a_disk_without_locks_is_used_without_them(tmp_path, monkeypatch):
+    class Without:
+        LOCK_EX = LOCK_NB = LOCK_SH = 0
+
+        @staticmethod
+        def flock(*given):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    for system in (Without, None):
+        monkeypatch.setattr("stillroom.lock.fcntl", system)
+        network = Counting(conv())
+        cache = CachedOnDisk(network, tmp_path / str(system))
+        cache.open(Stream(images(), batch_size=8, seed=0, views=1))
+        assert network.asked == 40
+
+
+def test_a_system_without_fcntl_loads_all_of_it():
+    program = (
+        "import sys, os; sys.modules['fcntl'] = None; del os.posix_fallocate; "
+        "import stillroom.fit, stillroom.teacher_cache; print('loaded')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "loaded\n", done.stderr

@@ -58,6 +58,26 @@ def locked(folder: Path | None) -> Iterator[None]:
                 place.rmdir()
 
 
+def hold(file: IO[Any] | int, *, wait: bool) -> None:
+    """Hold an open file until it is closed; nothing on Windows, or on a disk that knows no locks.
+
+    Args:
+        file: open for writing, or its number.
+        wait: until another process lets go of it.
+
+    Raises:
+        BlockingIOError: another process holds it, and is not waited for.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # the disk knows no locks
+        return
+
+
 def refuse_held(folder: Path | None) -> None:
     """Refuse a folder that another run works in, before anything is spent on this one.
 
@@ -90,13 +110,10 @@ def _take(folder: Path) -> IO[str]:
         with storing(path):
             file = path.open("a+")
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(file, wait=False)
         except BlockingIOError:
             file.close()
             raise _refusal(folder) from None
-        except OSError:
-            pass  # the disk knows no locks
         try:
             still = os.fstat(file.fileno()).st_ino == path.stat().st_ino
         except FileNotFoundError:  # the run before ended between our opening and our locking

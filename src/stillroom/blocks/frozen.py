@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.data.batch import Batch, map_tensors, tensors_in
+
+UNKNOWN = "function"
+"""The fingerprint of a function that has none of its own."""
 
 
 class Frozen(nn.Module):
@@ -41,8 +44,7 @@ class Frozen(nn.Module):
             raise TypeError(f"a teacher must be a module or a function predict(batch), given {type(network).__name__}")
         if batch_norm not in ("running", "batch", "train"):
             raise ValueError(f'batch_norm must be "running", "batch" or "train", given {batch_norm!r}')
-        parts = network.modules() if isinstance(network, nn.Module) else (network,)
-        if batch_norm != "running" and any(getattr(part, "answers_from_memory", False) for part in parts):
+        if batch_norm != "running" and any(getattr(part, "answers_from_memory", False) for part in parts_of(network)):
             raise ValueError(
                 f"batch_norm={batch_norm!r} makes answers depend on the batch, but a {type(network).__name__} teacher "
                 'answers from memory: use batch_norm="running" (teacher_mode="eval"), or the teacher without a cache'
@@ -109,12 +111,12 @@ class Frozen(nn.Module):
     def fingerprint(self) -> str:
         """Twelve hex digits of a SHA-256 over names, shapes and values of all weights and buffers.
 
-        A network with a `fingerprint()` of its own (a cache) is asked; a function without one is just "function".
+        A network or function with a `fingerprint()` of its own (a cache) is asked; another function is just "function".
         """
         own = getattr(self.network, "fingerprint", None)
         if callable(own):
-            return own()
-        return fingerprint(self.network) if isinstance(self.network, nn.Module) else "function"
+            return str(own())
+        return fingerprint(self.network) if isinstance(self.network, nn.Module) else UNKNOWN
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         super()._apply(fn, recurse)
@@ -124,9 +126,61 @@ class Frozen(nn.Module):
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Twelve hex digits of a SHA-256 over names, shapes and values of a network's weights and buffers."""
+    """Twelve hex digits of a SHA-256 over names, shapes and values of a network's weights and buffers.
+
+    What a `Frozen` or a cache in it holds counts as if the network held it itself.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(_weights(network), key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()[:12]
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's values, in order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def is_memory(part: Any) -> bool:
+    """Whether something is a cache: it answers from memory for the `provider` that it holds."""
+    return bool(getattr(part, "answers_from_memory", False)) and isinstance(getattr(part, "provider", None), Frozen)
+
+
+def parts_of(teacher: Any) -> Iterator[Any]:
+    """Yield a teacher and every module and function in it, those that a `Frozen` holds as well."""
+    yield teacher
+    inside = teacher.children() if isinstance(teacher, nn.Module) else ()
+    for part in (teacher.network,) if isinstance(teacher, Frozen) else inside:
+        yield from parts_of(part)
+
+
+def require_settled(teacher: Frozen) -> None:
+    """Refuse a teacher for a cache if anything in it answers by more than the sample itself.
+
+    Raises:
+        ValueError: a `Frozen` in it normalises by the batch.
+    """
+    for part in parts_of(teacher):
+        if isinstance(part, Frozen) and part.batch_norm != "running":
+            raise ValueError(
+                f"a cached answer must not depend on the batch, given a teacher with batch_norm={part.batch_norm!r}: "
+                'use batch_norm="running", or the teacher without a cache'
+            )
+
+
+def _weights(network: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Names and values of weights and persistent buffers; the names that a state dict has where nothing is hidden."""
+    while isinstance(network, Frozen) or is_memory(network):
+        network = network.network if isinstance(network, Frozen) else network.provider
+    if not isinstance(network, nn.Module):
+        return
+    if not any(isinstance(part, Frozen) for part in network.modules()):
+        own = network.state_dict()
+        yield from ((prefix + name, tensor) for name, tensor in own.items() if isinstance(tensor, Tensor))
+        return
+    for name, tensor in (*network.named_parameters(recurse=False), *network.named_buffers(recurse=False)):
+        if name not in network._non_persistent_buffers_set:
+            yield prefix + name, tensor
+    for name, child in network.named_children():
+        yield from _weights(child, f"{prefix}{name}.")

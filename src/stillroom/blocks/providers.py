@@ -6,6 +6,7 @@ runs in eval mode and without gradients, moves with the method and stays outside
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.frozen import UNKNOWN, Frozen, require_settled
 from stillroom.data.batch import Batch, map_tensors, tensors_in
 from stillroom.losses._shared import at_least_float32, check_positive
 
@@ -128,11 +129,7 @@ class Cached(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float dtype such as torch.float32 or torch.float16, given {dtype}")
         self.provider = provider if isinstance(provider, Frozen) else Frozen(provider)
-        if self.provider.batch_norm != "running":
-            raise ValueError(
-                f"a cached answer must not depend on the batch, given a teacher with batch_norm="
-                f'{self.provider.batch_norm!r}: use batch_norm="running", or the teacher without a cache'
-            )
+        require_settled(self.provider)
         self.size = size
         self.dtype = dtype
         self.watch_inputs = watch_inputs
@@ -239,6 +236,8 @@ class FunctionTeacher:
         smallest: the smallest probability, in (0, 1).
         arrays: whether `predict` takes NumPy arrays and not tensors.
         flat: whether inputs `(N, ...)` are flattened to `(N, D)` first, as scikit-learn expects.
+        version: a text that changes whenever the function's answers do, such as "forest of May". A cache on disk finds
+            answers by it, and refuses a function without one.
 
     Raises:
         TypeError: `predict` is not callable.
@@ -255,6 +254,7 @@ class FunctionTeacher:
         smallest: float = 1e-6,
         arrays: bool = True,
         flat: bool = False,
+        version: str | None = None,
     ) -> None:
         if not callable(predict):
             raise TypeError(f"predict must be a function of the inputs, given {type(predict).__name__}")
@@ -266,6 +266,14 @@ class FunctionTeacher:
         self.smallest = smallest
         self.arrays = arrays
         self.flat = flat
+        self.version = version
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits of a SHA-256 over `version` and how answers are made of scores; "function" without one."""
+        if self.version is None:
+            return UNKNOWN
+        parts = (self.version, self.probabilities, self.smallest, self.arrays, self.flat)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Ask about a batch: `(N, C, ...)`."""

@@ -55,6 +55,9 @@ class Model(nn.Module):
     takes: ClassVar[str] = ""
     """What the network takes, where it is no images."""
 
+    beside_the_answers: ClassVar[tuple[str, ...]] = ("source", "notes", "image_size")
+    """Attributes that no answer depends on: a teacher cache does not look at them."""
+
     mean: Tensor | None
     std: Tensor | None
 

@@ -14,17 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.frozen import Frozen, parts_of, require_settled
+from stillroom.blocks.identity import check_identity, identity
 from stillroom.blocks.providers import Provider, checksum
 from stillroom.data.batch import Batch, tensors_in
+from stillroom.data.samples import Samples
 from stillroom.data.stream import Stream
 from stillroom.losses._shared import at_least_float32
 from stillroom.method import Method, Needs
 from stillroom.teacher_cache.files import AnswerFiles, alone_in
+from stillroom.teacher_cache.pace import Pace, to_stderr
 
 TEMPERATURES = (1.0, 4.0)
 """Where the distance between what the teacher said and what is kept of it is measured."""
 
+_LOOKED_AT = 16  # samples whose inputs say whose answers these are, where reading all of them would take long
 _FLUSH_EVERY = 32  # batches between two moments at which answers are surely on the disk
 
 
@@ -52,23 +56,29 @@ class CachedOnDisk(nn.Module):
 
     `fit` opens it for its stream of batches and fills it before the first step; batches then carry the number of their
     view, and answers are read from the files. What has no place there (held-out samples) is answered by the teacher.
-    The files lie in a folder named after the teacher's weights, the samples, the augmentation, the number of views and
-    what is kept; another run that finds it complete asks nothing. Filling that was interrupted goes on where it stood.
+    The files lie in a folder named after the teacher (`blocks.identity`), the samples and their inputs, the
+    augmentation, the number of views and what is kept; another run that finds it complete asks nothing. Filling that
+    was interrupted goes on where it stood. Of samples that are fetched one by one, only the first 16 are looked at for
+    the name: delete the folder if others change.
 
-    A checksum of the inputs is kept per answer, and inputs that differ are refused.
+    A checksum of the inputs is kept per answer, and inputs that differ are refused. Of several teachers, keep what
+    they say together: `CachedOnDisk(Average([...]), ...)`.
 
     Use: `KD(student, CachedOnDisk(teacher, "cache", keep="float16"))` with `Training(views=4)`.
 
     Args:
-        teacher: a network or provider that returns a tensor of logits `(N, ...)`; frozen here.
+        teacher: a network or provider that returns a tensor of logits `(N, ...)`; frozen here. A function needs a
+            `fingerprint()` of its own, that it is found by (`FunctionTeacher(..., version=...)`).
         folder: where the folders of answers are made.
         keep: "float32" is exact; "float16" rounds; "top-K" keeps the K largest logits of each row in float16, and the
             mass of the other classes, which is spread evenly over them. How far that is from what the teacher said is
             measured while the cache is filled: see `error`.
+        progress: say on stderr how far filling is, every ten seconds that it takes.
 
     Raises:
-        ValueError: another word for `keep`, or a teacher that normalises by the batch; when filled, an answer that is
-            no tensor, not finite, too large for float16, or has fewer classes than are kept.
+        ValueError: another word for `keep`, a teacher that normalises by the batch, or a function without
+            `fingerprint()`; when filled, an answer that is no tensor, not finite, too large for float16, or has fewer
+            classes than are kept.
 
     Source: Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition", arXiv:2112.01528
     (answers to augmented views are stored and reused, as numbers of lower precision or of the top classes).
@@ -77,34 +87,34 @@ class CachedOnDisk(nn.Module):
     takes_batch = True
     answers_from_memory = True  # there is nothing to tap
 
-    def __init__(self, teacher: nn.Module | Provider, folder: str | Path, *, keep: str = "float32") -> None:
+    def __init__(
+        self, teacher: nn.Module | Provider, folder: str | Path, *, keep: str = "float32", progress: bool = True
+    ) -> None:
         super().__init__()
         self.provider = teacher if isinstance(teacher, Frozen) else Frozen(teacher)
-        if self.provider.batch_norm != "running":
-            raise ValueError(
-                f"a cached answer must not depend on the batch, given a teacher with batch_norm="
-                f'{self.provider.batch_norm!r}: use batch_norm="running", or the teacher without a cache'
-            )
+        require_settled(self.provider)
+        check_identity(self.provider)
         self.top = classes_kept(keep)
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep, self.progress = Path(folder), keep, progress
         self._files: AnswerFiles | None = None
         self._row_of = torch.empty(0, dtype=torch.int64)
         self.error: dict[str, float] = {}
-        """Largest distance between what the teacher said and what is kept, over all answers of the open files: of a
-        logit ("logit"; not for "top-K"), and the total variation of the softmax at two temperatures ("tv_1", "tv_4");
-        for "top-K" also the largest mass that was spread ("tail")."""
+        """Largest distance between what the teacher said and what is kept, over all answers of all files that were
+        opened: of a logit ("logit"; not for "top-K"), and the total variation of the softmax at two temperatures
+        ("tv_1", "tv_4"); for "top-K" also the largest mass that was spread ("tail")."""
 
-    def open(self, stream: Stream, say: Callable[[str], None] = lambda line: None) -> None:
+    def open(self, stream: Stream, say: Callable[[str], None] | None = None) -> None:
         """Use the files that belong to a stream, filling them where answers are missing.
 
         One process fills at a time; others that want the same files wait.
 
         Args:
             stream: whose batches will be asked about; it must have views.
-            say: takes a line about what is going on.
+            say: takes a line about how far filling is, every ten seconds that it takes; None: it goes to stderr, with
+                `progress`.
 
         Raises:
-            ValueError: the stream has no views, or an answer cannot be kept.
+            ValueError: the stream has no views, an answer cannot be kept, or a function lost its `fingerprint()`.
             StorageError: the disk is too full for all answers, or the folder cannot be written.
         """
         if stream.views is None:
@@ -120,8 +130,8 @@ class CachedOnDisk(nn.Module):
         with alone_in(place):
             files = AnswerFiles.find(place, views=stream.views, rows=len(numbers))
             if files is None or not files.complete:
-                files = self._fill(place, stream, files, say)
-            self.error = files.error
+                files = self._fill(place, stream, files, say or (to_stderr if self.progress else _to_nobody))
+            self.error = {name: max(value, self.error.get(name, 0.0)) for name, value in files.error.items()}
         self._files = files
         self._row_of = torch.full((int(numbers.max()) + 1,), -1, dtype=torch.int64)
         self._row_of[numbers] = torch.arange(len(numbers))
@@ -144,8 +154,9 @@ class CachedOnDisk(nn.Module):
         found = torch.from_numpy(files.checksums[views.numpy(), rows.numpy()])
         if (changed := found != checksum(batch.inputs).cpu()).any():
             raise ValueError(
-                f"sample {int(index[changed][0])} came with other inputs than its cached answer was given for: leave "
-                "the batches of the stream as they are, or use the teacher without a cache"
+                f"sample {int(index[changed][0])} came with other inputs than its cached answer was given for: if "
+                f"the data have changed, delete {files.place}; else leave the batches of the stream as they are, or "
+                "use the teacher without a cache"
             )
         device = next(iter(tensors_in(batch.inputs))).device
         return self._decoded(files, views.numpy(), rows.numpy()).to(device)
@@ -156,15 +167,19 @@ class CachedOnDisk(nn.Module):
 
     def _key(self, stream: Stream, numbers: Tensor) -> str:
         digest = hashlib.sha256(numbers.numpy().tobytes())
-        first = next(stream.view_batches(0, 16))
-        parts = (self.provider.fingerprint(), self.keep, stream.views, repr(stream.augment), len(stream.samples))
+        first = next(stream.view_batches(0, _LOOKED_AT))
+        parts = (identity(self.provider), self.keep, stream.views, repr(stream.augment), len(stream.samples))
         digest.update(repr((*parts, checksum(first.inputs).tolist())).encode())
-        return f"{self.provider.fingerprint()}-{digest.hexdigest()[:16]}"
+        for samples in filter(None, (stream.samples, stream.pool)):
+            for sums in _checksums(samples):
+                digest.update(repr(sums.tolist()).encode())
+        shown = re.sub(r"[^\w.-]", "-", self.provider.fingerprint())[:40]
+        return f"{shown}-{digest.hexdigest()[:16]}"
 
     def _fill(self, place: Path, stream: Stream, files: AnswerFiles | None, say: Callable[[str], None]) -> AnswerFiles:
         device = next((one.device for one in _parameters(self.provider)), None)
         pending: list[tuple[int, slice]] = []
-        told = 0.0
+        pace = Pace(say)
         for view in range(stream.views or 0):
             begin = 0
             for batch in stream.view_batches(view):
@@ -177,15 +192,14 @@ class CachedOnDisk(nn.Module):
                 if files is None:
                     total = len(stream.samples) + (0 if stream.pool is None else len(stream.pool))
                     files = AnswerFiles.make(place, self._layout(answer), views=stream.views or 0, rows=total)
-                    say(f"keeping the teacher's answers ({self.keep}) in {place}: {files.bytes / 1e6:,.1f} MB")
                 self._encode(files, view, rows, at_least_float32(answer).cpu(), checksum(batch.inputs))
                 pending.append((view, rows))
                 if len(pending) == _FLUSH_EVERY:
                     files.settle(pending)
-                    share = (view * files.rows + begin) / (files.views * files.rows)
-                    if share >= told + 0.25:
-                        say(f"teacher asked about {share:.0%} of all views")
-                        told = share
+                pace.step(
+                    (view * files.rows + begin) / (files.views * files.rows),
+                    f"the teacher's answers ({self.keep}, {files.bytes / 1e6:,.1f} MB) are kept in {place}",
+                )
         if files is None:
             raise ValueError("there are 0 samples to ask the teacher about: give at least one")
         files.settle(pending)
@@ -313,9 +327,10 @@ def check_cacheable(name: str, needs: Needs | None, keep: str, task: str = "clas
 
 
 def cache_of(method: Method) -> CachedOnDisk | None:
-    """The disk cache that answers for a method's teacher, where there is one."""
-    network = method.teacher.network if isinstance(method.teacher, Frozen) else None
-    return network if isinstance(network, CachedOnDisk) else None
+    """The disk cache that answers for a method's teacher or in it; None where there is none, or more than one."""
+    parts = parts_of(method.teacher) if isinstance(method.teacher, Frozen) else ()
+    found = {id(part): part for part in parts if isinstance(part, CachedOnDisk)}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def notes_of(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -347,4 +362,17 @@ def told(keep: str, error: dict[str, float]) -> str:
 
 
 def _parameters(frozen: Frozen) -> Iterator[nn.Parameter]:
-    return frozen.network.parameters() if isinstance(frozen.network, nn.Module) else iter(())
+    for part in parts_of(frozen):
+        if isinstance(part, nn.Module):
+            yield from part.parameters(recurse=False)
+
+
+def _checksums(samples: Samples) -> Iterator[Tensor]:
+    """Checksums of all samples as they lie in memory; of the first ones only where each has to be fetched."""
+    count = min(len(samples), _LOOKED_AT) if samples.lazy else len(samples)
+    for rows in torch.arange(count).split(min(256, samples.largest_batch or 256)):
+        yield checksum(samples.batch(rows).inputs)
+
+
+def _to_nobody(line: str) -> None:
+    return

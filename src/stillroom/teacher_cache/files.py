@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -14,7 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.checkpoint import write_json
+from stillroom.lock import hold
 from stillroom.storage import StorageError
+
+_PIECE = 2**20  # bytes that are written at once
 
 
 class AnswerFiles:
@@ -56,9 +58,9 @@ class AnswerFiles:
         paths = [place / f"{name}.npy" for name in every]
         try:
             for path, (dtype, shape) in zip(paths, every.values(), strict=True):
-                np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(views, rows, *shape)).flush()
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                empty = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(views, rows, *shape))
+                empty.flush()
+                _take_room(path, empty.offset)
         except OSError as error:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -84,16 +86,38 @@ class AnswerFiles:
         pending.clear()
 
 
+def _take_room(path: Path, offset: int) -> None:
+    """Take all of a new file's room on the disk; what comes after `offset` is nothing but zeros so far."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # this disk takes none in advance
+                    raise
+        file.seek(offset)
+        for begin in range(offset, size, _PIECE):
+            file.write(bytes(min(_PIECE, size - begin)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def alone_in(place: Path) -> Iterator[None]:
-    """Wait until no other process fills these files."""
+    """Wait until no other process fills these files, where the system and the disk know locks.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     try:
         place.mkdir(parents=True, exist_ok=True)
         handle = os.open(place / "lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StorageError(f"{place} could not be written ({error.strerror}): name another folder") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        hold(handle, wait=True)
         yield
     finally:
         os.close(handle)
