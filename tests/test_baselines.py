@@ -3,10 +3,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stillroom.baselines import KD, Alone, ScrambledTeacher, with_scrambled_teacher
+from stillroom.baselines import (
+    KD,
+    Alone,
+    ConstantTeacher,
+    ScrambledTeacher,
+    with_constant_teacher,
+    with_scrambled_teacher,
+)
+from stillroom.blocks import Average, Cached, Frozen, FunctionTeacher, fingerprint
 from stillroom.data.batch import Batch
+from stillroom.fit import fit
+from stillroom.systems.catalog import method as method_named
 from stillroom.task import Embeddings, MultiLabel, Regression, Segmentation
-from tests.toys import batch, mlp
+from stillroom.teacher_cache import CachedOnDisk, cache_of
+from stillroom.training import Training
+from tests.toys import batch, mlp, splits, trained_teacher
 
 
 def test_kd_is_the_formula():
@@ -77,3 +89,54 @@ def test_a_method_with_a_scrambled_teacher_is_the_method_on_scrambled_logits():
     plain = KD(mlp(), ScrambledTeacher(teacher))
     torch.testing.assert_close(controlled(here).total, plain(here).total)
     assert not torch.equal(controlled(here).total, KD(mlp(), teacher)(here).total)
+
+
+@pytest.mark.parametrize("control", [with_constant_teacher, with_scrambled_teacher])
+def test_a_control_asks_caches_functions_and_averages_like_any_method(tmp_path, control):
+    network, here = mlp(seed=1), batch()
+    expected = control(KD)(mlp(), network)(here).total
+    for provider in (
+        lambda asked: network(asked.inputs),
+        Average([network]),
+        Frozen(FunctionTeacher(network, arrays=False)),
+        Frozen(Cached(network, 12)),
+        Frozen(CachedOnDisk(network, tmp_path)),
+    ):
+        torch.testing.assert_close(control(KD)(mlp(), provider)(here).total, expected)
+
+
+@pytest.mark.parametrize("kind", [ConstantTeacher, ScrambledTeacher])
+def test_a_control_is_filled_from_the_cache_that_it_asks(tmp_path, kind):
+    cached = CachedOnDisk(trained_teacher(), tmp_path)
+    method = KD(mlp(), kind(Frozen(cached)))
+    assert cache_of(method) is cached
+    assert method.teacher.fingerprint() == KD(mlp(), kind(cached.provider)).teacher.fingerprint()
+    training = Training(steps=4, batch_size=8, views=1)
+    fitted = fit(method, splits(), training, check_teacher=False, progress=False, trackers=())
+    assert fitted.cached == {"keep": "float32", "logit": 0.0, "tv_1": 0.0, "tv_4": 0.0}
+    with pytest.raises(ValueError, match="Teacher teacher answers from memory"):
+        Frozen(kind(Frozen(cached)), batch_norm="batch")
+    with pytest.raises(ValueError, match="answers from memory, but it has to see mixed inputs"):
+        method_named("mix-kd")(mlp(), kind(Frozen(cached)))
+
+
+def test_a_control_keeps_the_mode_of_its_teacher():
+    network = nn.Sequential(nn.BatchNorm1d(6), mlp(seed=1))
+    inputs = 5 + 3 * torch.randn(8, 6)
+    said = Frozen(network, batch_norm="batch")(inputs)
+    assert not torch.allclose(said, Frozen(network)(inputs))
+    expected = ScrambledTeacher(nn.Identity())(said)
+    for control in (
+        Frozen(ScrambledTeacher(Frozen(network, batch_norm="batch"))),
+        Frozen(ScrambledTeacher(network), batch_norm="batch"),
+        Frozen(ScrambledTeacher(Frozen(network)), batch_norm="batch"),
+    ):
+        torch.testing.assert_close(control(inputs), expected)
+        torch.testing.assert_close(control(Batch(inputs)), expected)
+
+
+def test_a_controls_fingerprint_is_of_its_networks_weights():
+    network = mlp(seed=1)
+    named = nn.ModuleDict({"network": network})
+    for given in (network, Frozen(network), Frozen(network, batch_norm="batch"), Frozen(Cached(network, 3))):
+        assert Frozen(ScrambledTeacher(given)).fingerprint() == fingerprint(named)

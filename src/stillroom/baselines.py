@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.frozen import Frozen, parts_of
+from stillroom.blocks.providers import ask
 from stillroom.data.batch import Batch
 from stillroom.losses._shared import check_not_negative, check_positive
 from stillroom.method import Losses, Method, Needs
@@ -117,22 +118,46 @@ class KD(Method):
         return Losses(outputs=outputs, weights=weights, **terms)
 
 
-class ScrambledTeacher(nn.Module):
+class _Control(nn.Module):
+    """Stands before a teacher and passes on less than it says; asked like any provider, with the batch."""
+
+    takes_batch = True
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        if isinstance(network, Frozen) and network.batch_norm == "running" and isinstance(network.network, nn.Module):
+            network = network.network  # its mode is that of the Frozen around this control
+        self.network = network if isinstance(network, nn.Module) else Frozen(network)
+
+    @property
+    def answers_from_memory(self) -> bool:
+        """Whether what is asked is a cache."""
+        return any(getattr(part, "answers_from_memory", False) for part in parts_of(self.network))
+
+    def forward(self, batch: Any) -> Tensor:
+        """Ask about a batch, or about inputs alone, and pass on less."""
+        return self.take_away(ask(self.network, batch if isinstance(batch, Batch) else Batch(batch)))
+
+    def take_away(self, logits: Tensor) -> Tensor:
+        """What is passed on of the teacher's outputs."""
+        raise NotImplementedError
+
+
+class ScrambledTeacher(_Control):
     """A control: says the same favourite with the same confidence, but gives each other class its neighbour's score.
 
     What is lost is only which wrong classes are likely: a method that lives on it must lose its gain.
 
     Args:
-        network: inputs -> logits `(N, C)`, C of 3 or more.
+        network: inputs -> logits `(N, C)`, C of 3 or more; or a teacher provider (a function, a cache), or a `Frozen`,
+            whose mode is kept.
+
+    Raises:
+        TypeError: it cannot be called.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.network if isinstance(network, Frozen) else network
-
-    def forward(self, inputs: Any) -> Tensor:
-        """Return the network's logits `(N, C)` with the classes other than the favourite moved on by one."""
-        logits = self.network(inputs)
+    def take_away(self, logits: Tensor) -> Tensor:
+        """Return the logits `(N, C)` with the classes other than the favourite moved on by one."""
         classes = logits.shape[1]
         favourite = logits.argmax(dim=1, keepdim=True)
         position = torch.arange(classes - 1, device=logits.device).expand(len(logits), -1)
@@ -140,20 +165,19 @@ class ScrambledTeacher(nn.Module):
         return logits.scatter(1, others, logits.gather(1, others.roll(1, dims=1)))
 
 
-class ConstantTeacher(nn.Module):
+class ConstantTeacher(_Control):
     """A control: says the same for every sample, namely that all classes are equally likely.
 
     Args:
-        network: inputs -> outputs; only their shape is used.
+        network: as of `ScrambledTeacher`; only the shape of its outputs is used.
+
+    Raises:
+        TypeError: it cannot be called.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.network if isinstance(network, Frozen) else network
-
-    def forward(self, inputs: Any) -> Tensor:
-        """Return zeros of the network's shape."""
-        return torch.zeros_like(self.network(inputs))
+    def take_away(self, logits: Tensor) -> Tensor:
+        """Return zeros of the shape of what the teacher says."""
+        return torch.zeros_like(logits)
 
 
 def _build_constant(method: Callable[..., Method], student: nn.Module, teacher: Any, **options: Any) -> Method:
