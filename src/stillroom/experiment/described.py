@@ -93,7 +93,7 @@ def _checksum(parts: Any) -> str:
         if isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
             for stored in _stored(part.detach().cpu()):
-                digest.update(stored.contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(stored.contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(part, np.ndarray) and part.dtype != object:
             digest.update(f"{part.shape}{part.dtype}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())

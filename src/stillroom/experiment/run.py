@@ -19,16 +19,17 @@ from stillroom import processes
 from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
 from stillroom.experiment import forks
-from stillroom.experiment.arm import Context, TrainingArm, arguments_of, is_method
+from stillroom.experiment.arm import Context, TrainingArm, is_method
 from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.cluster import work_on_ray
 from stillroom.experiment.record import machine, results_of, versions
+from stillroom.experiment.started import Started
 from stillroom.experiment.teacher import measure_teacher, obtain_teacher
 from stillroom.experiment.workers import work
-from stillroom.lock import NAME, locked, refuse_held, says_how_to_go_on
+from stillroom.lock import locked, refuse_held, says_how_to_go_on
 from stillroom.method import Method
-from stillroom.task import Classification, Task
+from stillroom.task import Task
 from stillroom.teacher_cache import CacheOptions
 from stillroom.training import Training
 
@@ -156,7 +157,6 @@ class Experiment:
         """
         check_seeds(seeds)
         check_machine(jobs=jobs, device=device, workers=workers, level=level, executor=executor)
-        began = time.monotonic()
         temporary = folder is None
         place = Path(tempfile.mkdtemp(prefix="stillroom-")) if folder is None else Path(folder)
         place = processes.of_first(place, device)
@@ -168,7 +168,7 @@ class Experiment:
         try:
             if processes.is_first():
                 refuse_held(place)
-                self._check_folder(place, resume=resume)
+                Started(self, place).check_folder(resume=resume)
             kept = None if temporary or not processes.is_first() else place
             with says_how_to_go_on(kept, lambda: plan.how_far(seeds)), locked(kept):
                 results = self._run_in(
@@ -181,7 +181,6 @@ class Experiment:
                     command=command,
                     speak=speak,
                 )
-                results["seconds"] = round(time.monotonic() - began, 2)
                 if not temporary and processes.is_first():
                     write_json(place / "results.json", results)
             return results
@@ -202,75 +201,62 @@ class Experiment:
         speak: Callable[[str], None],
     ) -> Results:
         """Run it in a folder that nobody else works in."""
-        if processes.is_first():
-            self._check_folder(plan.folder, resume=plan.resume)
+        began, first = time.monotonic(), processes.is_first()
+        started = Started(self, plan.folder)
+        found = self._accepted(started, plan, seeds) if first else {}
         processes.wait(plan.device)
-        measured = self._measure_teacher(plan) if self.teacher_training is None else None  # may be refused
+        measured = self._measure_teacher(started, plan, found) if self.teacher_training is None else None
+        if first:
+            started.write(found)
+        try:
+            if measured is None:
+                measured = self._measure_teacher(started, plan, found, progress)
+            if measured and self.task.metric in measured:
+                teacher = plan.teacher().fingerprint()
+                speak(f"teacher: {self.task.metric} {measured[self.task.metric]:.4f} (weights {teacher})")
+            factors = plan.step_factors(seeds[0])
+            todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
+            processes.wait(plan.device)  # all have seen what is to do, before anything of it is done
+            if len(todo) < len(seeds) * len(self.arms):
+                speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
+            spread = work_on_ray if executor == "ray" else work
+            for name, seed, record in spread(plan, todo, factors, jobs):
+                value = record["metrics"].get(self.task.metric)
+                shown = "" if value is None else f": {self.task.metric} {value:.4f}"
+                speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
+            processes.wait(plan.device)
+            records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
+            results = results_of(self, records, measured, seeds=seeds, level=level, command=command)
+            results["machine"] = machine(plan.device, threads=plan.threads, jobs=jobs)
+            results["versions"] = versions()
+        finally:
+            seconds = started.took(time.monotonic() - began) if first else time.monotonic() - began
+        return results | {"seconds": round(seconds, 2)}
+
+    def _accepted(self, started: Started, plan: _Plan, seeds: Sequence[int]) -> dict[str, Any]:
+        """What the run is started with, but for the teacher, once it is known to be what the folder's was."""
+        started.check_folder(resume=plan.resume)
+        found = started.content(seeds[0])
+        started.refuse_others(found)
+        if not started.is_known:  # then nobody knows whose measure a killed run has left
+            (plan.folder / "teacher" / "metrics.json").unlink(missing_ok=True)
+        return found
+
+    def _measure_teacher(
+        self, started: Started, plan: _Plan, found: dict[str, Any], progress: bool = False
+    ) -> dict[str, float]:
+        """Load or train the teacher, see that it is the run's own, write that down in `found`, and measure it."""
+        teacher = plan.teacher(progress and not self.is_tiny)
         if processes.is_first():
-            self._write_options(plan.folder / "run.json")
-        teacher_metrics = self._measure_teacher(plan, progress) if measured is None else measured
-        if teacher_metrics and self.task.metric in teacher_metrics:
-            teacher = plan.teacher().fingerprint()
-            speak(f"teacher: {self.task.metric} {teacher_metrics[self.task.metric]:.4f} (weights {teacher})")
-        factors = plan.step_factors(seeds[0])
-        todo = [(name, seed) for seed in seeds for name in self.arms if plan.finished(name, seed) is None]
-        processes.wait(plan.device)  # all have seen what is to do, before anything of it is done
-        if len(todo) < len(seeds) * len(self.arms):
-            speak(f"{len(seeds) * len(self.arms) - len(todo)} finished runs are kept, {len(todo)} are to do")
-        spread = work_on_ray if executor == "ray" else work
-        for name, seed, record in spread(plan, todo, factors, jobs):
-            value = record["metrics"].get(self.task.metric)
-            shown = "" if value is None else f": {self.task.metric} {value:.4f}"
-            speak(f"{name}, seed {seed}{shown} ({record['seconds']:.1f} s)")
-        processes.wait(plan.device)
-        records = {name: {seed: plan.finished(name, seed) for seed in seeds} for name in self.arms}
-        results = results_of(self, records, teacher_metrics, seeds=seeds, level=level, command=command)
-        results["machine"] = machine(plan.device, threads=plan.threads, jobs=jobs)
-        results["versions"] = versions()
-        return results
-
-    @property
-    def _config(self) -> dict[str, Any]:
-        return dict(json.loads(json.dumps(dict(self.config), default=str)))
-
-    def _write_options(self, file: Path) -> None:
-        """Write down what the run was started with; arms that are new to it are added."""
-        before = json.loads(file.read_text()) if file.exists() else {"config": self._config, "versions": versions()}
-        arms = before.get("arms", {}) | {name: arguments_of(arm) for name, arm in self.arms.items()}
-        if before.get("arms") != arms:
-            write_json(file, before | {"arms": arms})
-
-    def _check_folder(self, place: Path, *, resume: bool) -> None:
-        """Refuse a folder that holds something else than this run."""
-        written, config = place / "run.json", self._config
-        if place.exists() and not place.is_dir():
-            raise FileExistsError(f"{place} is a file: name a new folder for the run")
-        inside = {inner.name for inner in place.iterdir()} if place.exists() else set()
-        inside = {name for name in inside if name != NAME and not (name.startswith(".") and name.endswith(".part"))}
-        if inside:
-            if not resume:
-                raise FileExistsError(f"the folder {place} exists and is not empty: name a new one, or resume that run")
-            if written.exists():
-                kept = json.loads(written.read_text())
-                before, arms = kept["config"], kept.get("arms", {})
-                changed = sorted(k for k in {*before, *config} if before.get(k) != config.get(k))
-                own = {name: arguments_of(arm) for name, arm in self.arms.items()}
-                changed += [f"those of {name}" for name in own if arms.get(name, own[name]) != own[name]]
-                if changed:
-                    raise ValueError(
-                        f"the run in {place} was started with other options ({', '.join(changed)}): resume it with the "
-                        "same ones, or name a new folder"
-                    )
-            elif not inside <= {"teacher"}:  # which a run that was killed before it wrote its options has left
-                raise FileExistsError(f"the folder {place} holds no run that could be resumed: name that run's folder")
-
-    def _measure_teacher(self, plan: _Plan, progress: bool = False) -> dict[str, float]:
-        if self.teacher is None:
-            return {}
-        teacher, folder = plan.teacher(progress and not self.is_tiny), plan.folder / "teacher"
-        return measure_teacher(
-            teacher, self.task, folder, device=plan.device, workers=plan.workers, beats_chance=not self.is_tiny
+            found |= started.teacher_of(teacher)
+            started.refuse_others(found)
+        folder, chance = plan.folder / "teacher", not self.is_tiny
+        measured = measure_teacher(
+            teacher, self.task, folder, device=plan.device, workers=plan.workers, beats_chance=chance
         )
+        if processes.is_first() and started.is_known:
+            started.write(found)
+        return measured
 
 
 @dataclass
@@ -367,10 +353,6 @@ class _Plan:
         record = {"arm": name, "seed": seed, "metrics": metrics, "seconds": seconds, **context.extra}
         if processes.is_first():
             write_json(folder / "result.json", record)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has finished: nothing to go on from
+            for place in (folder, *folder.glob("lr-*")):  # it has finished: nothing to go on from
+                shutil.rmtree(place / "checkpoints", ignore_errors=True)
         return record
-
-
-def default_task() -> Task:
-    """The embedded task: scikit-learn's digits."""
-    return Classification("digits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,7 @@ def obtain_teacher(
     )
     if processes.is_first():
         hub.save(fitted.product, folder, overwrite=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # it has been trained: nothing to go on from
     processes.wait(device)
     return Frozen(fitted.product)
 
