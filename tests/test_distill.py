@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -6,8 +7,11 @@ import torch
 from torch import nn
 
 import stillroom
-from stillroom.baselines import KD
+from stillroom.baselines import KD, Alone
+from stillroom.experiment.run import Experiment
 from stillroom.method import Losses, Method, Needs
+from stillroom.task import Classification
+from stillroom.tripwires import NotFiniteError
 from tests.toys import cloud, mlp, splits, trained_teacher
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -137,6 +141,40 @@ def test_several_rates_are_tried_alike_and_chosen_on_the_held_out_part():
     r = run(lr=[1e-5, 0.02], seeds=1)
     for arm in ("alone", "kd"):
         assert r.results["arms"][arm]["lr"] == [0.02]
+
+
+def test_several_rates_need_something_held_out_to_choose_by(tmp_path):
+    with pytest.raises(ValueError, match=r"2 learning rates were given, but nothing is held out.*validation_share"):
+        run(lr=[1e-9, 0.05], validation_share=0, data=cloud(120), seeds=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    given = replace(splits(), validation=None)
+    experiment = Experiment(Classification(given, validation_share=0), {"alone": Alone}, tiny_student, lrs=(0.01, 0.02))
+    with pytest.raises(ValueError, match="nothing is held out"):
+        experiment.run([0], tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_card_says_whose_student_it_is_and_by_what_it_was_chosen(tmp_path):
+    run(out=tmp_path / "held", seeds=2)
+    assert "the best of 2 seeds on held-out training data" in (tmp_path / "held/student/README.md").read_text()
+    r = run(out=tmp_path / "none", seeds=2, data=cloud(120), validation_share=0)
+    card = (tmp_path / "none/student/README.md").read_text()
+    assert "This is the student of arm kd, seed 0; nothing was held out to choose one by." in card
+    assert "held-out" not in card
+    assert any("Nothing is held out" in note for note in r.results["notes"])
+    run(out=tmp_path / "one", seeds=[3])
+    assert "This is the student of arm kd, seed 3. It takes" in (tmp_path / "one/student/README.md").read_text()
+
+
+def test_a_rate_that_diverges_counts_as_the_worst(tmp_path):
+    r = run(lr=[0.01, 1e30], seeds=1, out=tmp_path / "run")
+    for arm in ("alone", "kd"):
+        assert r.results["arms"][arm]["lr"] == [0.01]
+        assert list(r.results["arms"][arm]["diverged"][0]) == ["1e+30"]
+    said = [note.partition(" (")[0] for note in r.results["notes"] if "diverged" in note]
+    assert said == [f"{arm}, seed 0: the learning rate 1e+30 diverged and was left out" for arm in ("alone", "kd")]
+    with pytest.raises(NotFiniteError, match=r"all 2 learning rates diverged \(1e\+29, 1e\+30\); the first: "):
+        run(lr=[1e29, 1e30], seeds=1)
 
 
 def test_equal_time_gives_the_cheaper_arm_more_steps(tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.experiment.run import Experiment
 
 STARTING = 5.0
 """Seconds until processes that share the runs have loaded what they need."""
@@ -37,7 +40,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom.experiment.teacher import obtain_teacher
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
     from stillroom.tripwires import require_teacher
-    from stillroom.weigh import features_of, notes_of, preflight, question_of
+    from stillroom.weigh import notes_of, question_of
 
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     if strange := set(given) - set(defaults):
@@ -175,3 +178,106 @@ def _teacher_step(experiment: Any, network: Any, splits: Any, device: str | None
         )
         took.append(fitted.seconds)
     return max(took[1] - took[0], 0.1 * took[1]) / 6
+
+
+def preflight(experiment: Experiment, splits: Any) -> list[str]:
+    """Build every arm once and push some samples through it, so that what does not fit is said before training.
+
+    Returns:
+        What the models have to say of themselves (resized inputs, new heads, features that were matched).
+    """
+    from stillroom.experiment.arm import TrainingArm, build_student, check_rates, is_method
+    from stillroom.experiment.teacher import obtain_teacher
+
+    check_rates(experiment.lrs, splits)
+    teacher = built(
+        "teacher",
+        experiment.teacher,
+        lambda: obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None),
+    )
+    batch = splits.train.batch(range(min(splits.train.largest_batch or 8, len(splits.train))))
+    notes: dict[str, None] = {}  # in order, each once
+    width = experiment.task.width(splits)
+    if teacher is not None:
+        said = push("teacher", teacher, batch)
+        notes |= dict.fromkeys(f"teacher: {note}" for note in getattr(teacher.network, "notes", ()))
+        if width is not None and experiment.task.width_of(said) not in (None, width):
+            named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
+            raise ValueError(
+                f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
+                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or "
+                "train its head first (--teacher-epochs)"
+            )
+    built(
+        "student",
+        experiment.student,
+        lambda: build_student(experiment.student, experiment.task, splits, teacher),
+    )
+    for name, arm in experiment.arms.items():
+        if not is_method(arm):
+            continue
+        training_arm = TrainingArm(arm, experiment.task, experiment.student)
+        try:
+            method = training_arm.build(0, splits, teacher)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"arm {name!r} cannot be built for this data: {_first_line(error)}") from error
+        experiment.task.check(batch, push("student", method.student, batch))
+        notes |= dict.fromkeys(f"student: {note}" for note in getattr(method.student, "notes", ()))
+        notes |= dict.fromkeys(f"{name}: {line}" for line in features_of(method))
+        if experiment.task.needs_labels or name != experiment.baseline:
+            try:
+                method(batch)
+            except (RuntimeError, IndexError) as error:
+                raise ValueError(f"arm {name!r} cannot use these networks: {_first_line(error)}") from error
+    return list(notes)
+
+
+def features_of(method: Any) -> list[str]:
+    """What a feature method matched with what, a sentence each; empty for methods that look at outputs only."""
+    described = getattr(method, "describe_features", None)
+    return [] if described is None else list(described())
+
+
+def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
+    """Build a network and turn what somebody's code raises into one sentence; our own refusals are sentences."""
+    try:
+        return build()
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and _is_ours(error):
+            raise
+        name = spec if isinstance(spec, (str, Path)) else getattr(spec, "__name__", type(spec).__name__)
+        raise ValueError(
+            f"the {who} {name} cannot be built for this data: {type(error).__name__}: {_first_line(error)}; make it "
+            "run by itself first (STILLROOM_TRACEBACK=1 shows where it fails)"
+        ) from error
+
+
+def push(who: str, network: Any, batch: Any) -> Any:
+    """Call a network once and turn its complaint into one sentence."""
+    import torch
+
+    from stillroom.blocks.frozen import Frozen
+
+    try:
+        return network(batch if isinstance(network, Frozen) else batch.inputs)
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError)) and _is_ours(error):
+            raise
+        shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
+        words = getattr(batch.inputs, "dtype", None) == torch.int64
+        remedy = "give shorter blocks (length)" if words else "set image_size or channels"
+        raise ValueError(
+            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another model"
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a line of this package."""
+    trace, file = error.__traceback__, ""
+    while trace is not None:
+        file, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    return Path(file).is_relative_to(Path(__file__).parent)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom import processes
+from stillroom.forecast import preflight
 from stillroom.options import jobs_of, seeds_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_and_weigh(
     student, seed = trained_student(experiment, results, place, shipped, seeds)
     if not processes.is_first():
         return results, student
-    results["notes"] = [*notes, *notes_of_cache(results["arms"])]
+    results["notes"] = [*notes, *notes_of_rates(results), *notes_of_cache(results["arms"])]
     results["class_names"] = splits.classes
     if experiment.method is not None:
         results["kind"] = "distill"
@@ -64,7 +65,12 @@ def run_and_weigh(
     if experiment.method is None:
         say("measuring what a step of each arm costs")
         results["step_costs"] = step_costs_of(experiment, place, seeds[0], options)
-    results["student"] = {"parameters": sum(p.numel() for p in student.parameters()), "file": None, "seed": seed}
+    results["student"] = {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "file": None,
+        "arm": shipped,
+        "seed": seed,
+    }
     write_all(results, student, place)
     return results, student
 
@@ -88,104 +94,6 @@ class Speaker:
         """Say a line."""
         self.begin()
         print(line, file=sys.stderr, flush=True)
-
-
-def preflight(experiment: Experiment, splits: Any) -> list[str]:
-    """Build every arm once and push some samples through it, so that what does not fit is said before training.
-
-    Returns:
-        What the models have to say of themselves (resized inputs, new heads, features that were matched).
-    """
-    from stillroom.experiment.arm import TrainingArm, build_student, is_method
-    from stillroom.experiment.teacher import obtain_teacher
-
-    teacher = built(
-        "teacher",
-        experiment.teacher,
-        lambda: obtain_teacher(experiment.teacher, experiment.task, Path("unused"), training=None),
-    )
-    batch = splits.train.batch(range(min(splits.train.largest_batch or 8, len(splits.train))))
-    notes: dict[str, None] = {}  # in order, each once
-    width = experiment.task.width(splits)
-    if teacher is not None:
-        said = push("teacher", teacher, batch)
-        notes |= dict.fromkeys(f"teacher: {note}" for note in getattr(teacher.network, "notes", ()))
-        if width is not None and experiment.task.width_of(said) not in (None, width):
-            named = f" ({', '.join(splits.classes[:5])}, ...)" if splits.classes else ""
-            raise ValueError(
-                f"the teacher gives {experiment.task.width_of(said)} outputs, but the data have {width} "
-                f"{experiment.task.outputs_are}{named}: take a teacher for these {experiment.task.outputs_are}, or "
-                "train its head first (--teacher-epochs)"
-            )
-    built(
-        "student",
-        experiment.student,
-        lambda: build_student(experiment.student, experiment.task, splits, teacher),
-    )
-    for name, arm in experiment.arms.items():
-        if not is_method(arm):
-            continue
-        training_arm = TrainingArm(arm, experiment.task, experiment.student)
-        try:
-            method = training_arm.build(0, splits, teacher)
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"arm {name!r} cannot be built for this data: {_first_line(error)}") from error
-        experiment.task.check(batch, push("student", method.student, batch))
-        notes |= dict.fromkeys(f"student: {note}" for note in getattr(method.student, "notes", ()))
-        notes |= dict.fromkeys(f"{name}: {line}" for line in features_of(method))
-        if experiment.task.needs_labels or name != experiment.baseline:
-            try:
-                method(batch)
-            except (RuntimeError, IndexError) as error:
-                raise ValueError(f"arm {name!r} cannot use these networks: {_first_line(error)}") from error
-    return list(notes)
-
-
-def features_of(method: Any) -> list[str]:
-    """What a feature method matched with what, a sentence each; empty for methods that look at outputs only."""
-    described = getattr(method, "describe_features", None)
-    return [] if described is None else list(described())
-
-
-def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
-    """Build a network and turn what somebody's code raises into one sentence; our own refusals are sentences."""
-    try:
-        return build()
-    except Exception as error:
-        if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and _is_ours(error):
-            raise
-        name = spec if isinstance(spec, (str, Path)) else getattr(spec, "__name__", type(spec).__name__)
-        raise ValueError(
-            f"the {who} {name} cannot be built for this data: {type(error).__name__}: {_first_line(error)}; make it "
-            "run by itself first (STILLROOM_TRACEBACK=1 shows where it fails)"
-        ) from error
-
-
-def push(who: str, network: Any, batch: Any) -> Any:
-    """Call a network once and turn its complaint into one sentence."""
-    import torch
-
-    from stillroom.blocks.frozen import Frozen
-
-    try:
-        return network(batch if isinstance(network, Frozen) else batch.inputs)
-    except Exception as error:
-        if isinstance(error, (ValueError, TypeError)) and _is_ours(error):
-            raise
-        shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
-        words = getattr(batch.inputs, "dtype", None) == torch.int64
-        remedy = "give shorter blocks (length)" if words else "set image_size or channels"
-        raise ValueError(
-            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another model"
-        ) from error
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by a line of this package."""
-    trace, file = error.__traceback__, ""
-    while trace is not None:
-        file, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
-    return Path(file).is_relative_to(Path(__file__).parent)
 
 
 def trained_student(
@@ -309,9 +217,21 @@ def notes_of(experiment: Experiment, splits: Any) -> list[str]:
         notes.append(
             "No augmentation: name one (--augment crop_flip, shift, ...) if moved or mirrored images mean the same."
         )
+    if splits.validation is None or not len(splits.validation):
+        notes.append("Nothing is held out: the last weights count, and the student of the first seed is what ships.")
     if experiment.equal_time:
         notes.append("Every arm has the wall-clock of the slowest one instead of the same number of steps.")
     return notes
+
+
+def notes_of_rates(results: Mapping[str, Any]) -> list[str]:
+    """Which learning rates diverged, a sentence each; the others were chosen among."""
+    return [
+        f"{name}, seed {seed}: the learning rate {lr} diverged and was left out ({why})."
+        for name, arm in results["arms"].items()
+        for seed, found in zip(results["seeds"], arm.get("diverged", ()), strict=False)
+        for lr, why in (found or {}).items()
+    ]
 
 
 def sentence(results: Mapping[str, Any]) -> str:
@@ -356,8 +276,7 @@ def card_of(results: Mapping[str, Any]) -> str:
         "|---|---|---|",
         *rows,
         "",
-        f"This is the student of seed {results['student']['seed']}, the best on held-out training data. It takes "
-        f"{results.get('takes', 'inputs in [0, 1]')}.",
+        f"{chosen_of(results)} It takes {results.get('takes', 'inputs in [0, 1]')}.",
         "",
         *([f"Classes: {', '.join(results['class_names'])}", ""] if results.get("class_names") else []),
         *([results["opens_with"], ""] if results.get("opens_with") else []),
@@ -366,6 +285,15 @@ def card_of(results: Mapping[str, Any]) -> str:
         f"    {results['command']}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def chosen_of(results: Mapping[str, Any]) -> str:
+    """Say whose student ships, and by what it was chosen."""
+    student, seeds = results["student"], len(results["seeds"])
+    text = f"This is the student of arm {student['arm']}, seed {student['seed']}"
+    if any(arm.get("validation") for arm in results["arms"].values()):
+        return f"{text}, the best of {seeds} seeds on held-out training data." if seeds > 1 else f"{text}."
+    return f"{text}; nothing was held out to choose one by."
 
 
 def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
@@ -390,7 +318,3 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
     write_json(place / "results.json", results)
     write_json(place / "summary.json", summary_of(results))
     write_report(results, place / "report.html")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from stillroom.method import Method
 from stillroom.task import Task
 from stillroom.teacher_cache import CachedOnDisk, CacheOptions, check_cacheable
 from stillroom.training import Training
+from stillroom.tripwires import NotFiniteError
 
 Metrics = dict[str, float]
 
@@ -142,7 +144,8 @@ class TrainingArm:
         task: the data and what outputs mean.
         student: anything `stillroom.hub.load` takes, or a function `() -> nn.Module`.
         steps_factor: how many times the common number of steps this arm may take (equal wall-clock).
-        lrs: learning rates to try; the best on the held-out part counts. None tried: the training's own.
+        lrs: learning rates to try; the best on the held-out part counts, and one that diverges is the worst. None
+            tried: the training's own.
         save: keep the trained student in the arm's folder.
         also: `(network, splits, teacher) -> further numbers` of what ships; None for none.
         cache: what is kept of the teacher's answers, and where; None asks the teacher anew at every step.
@@ -168,32 +171,51 @@ class TrainingArm:
             training = training.change(steps=max(round(common * self.steps_factor), 1))
         if method_class(self.method) is Alone and not self.task.needs_labels:
             return self._untrained(seed, splits, context)
-        tries = []
+        check_rates(self.lrs, splits)
+        tries, diverged = [], dict[float, NotFiniteError]()
         for lr in self.lrs or (training.optimizer.lr,):
-            folder = context.folder / f"lr-{lr:g}" if len(self.lrs) > 1 else context.folder
-            fitted = fit(
-                self.build(seed, splits, context.teacher),
-                splits,
-                training.change(optimizer=replace(training.optimizer, lr=lr)),
-                task=self.task,
-                seed=seed,
-                folder=folder,
-                resume=context.resume,
-                device=context.device,
-                workers=context.workers,
-                progress=False,
-                check_teacher=False,  # the experiment did, once
-            )
-            tries.append((fitted, lr))
-        sign = 1 if self.task.higher_is_better else -1
-        fitted, lr = max(tries, key=lambda tried: sign * tried[0].validation.get(self.task.metric, 0.0))
+            folder = context.folder / f"lr-{lr:.12g}" if len(self.lrs) > 1 else context.folder
+            try:
+                fitted = fit(
+                    self.build(seed, splits, context.teacher),
+                    splits,
+                    training.change(optimizer=replace(training.optimizer, lr=lr)),
+                    task=self.task,
+                    seed=seed,
+                    folder=folder,
+                    resume=context.resume,
+                    device=context.device,
+                    workers=context.workers,
+                    progress=False,
+                    check_teacher=False,  # the experiment did, once
+                )
+            except NotFiniteError as error:
+                if len(self.lrs) < 2 or processes.world() > 1:  # the other processes are still in it
+                    raise
+                diverged[lr] = error
+            else:
+                tries.append((fitted, lr))
+        if not tries:
+            first = next(iter(diverged.values()))
+            rates = ", ".join(f"{lr:g}" for lr in diverged)
+            raise NotFiniteError(
+                f"all {len(diverged)} learning rates diverged ({rates}); the first: {first}", first
+            ) from first
+        fitted, lr = max(tries, key=lambda tried: self._held_out(tried[0]))
         metrics = measure(self.task, fitted.product, splits, context.teacher, context.workers)
         if self.also is not None:
             metrics |= self.also(fitted.product, splits, context.teacher)
         context.extra.update(_account(fitted), lr=lr)
+        if diverged:
+            context.extra["diverged"] = {f"{lr:g}": str(error) for lr, error in diverged.items()}
         if self.save and processes.is_first():
             hub.save(fitted.product, context.folder / "student", overwrite=True)
         return metrics
+
+    def _held_out(self, fitted: Fitted) -> float:
+        """How good a training is on the held-out part; minus infinity where that is no number."""
+        value = fitted.validation.get(self.task.metric, math.nan)
+        return (value if self.task.higher_is_better else -value) if math.isfinite(value) else -math.inf
 
     def _untrained(self, seed: int, splits: Splits, context: Context) -> Metrics:
         """Without labels there is nothing to train a student alone on: it is measured as it comes."""
@@ -217,6 +239,24 @@ class TrainingArm:
                 check_cacheable(kind.__name__, kind.needs, self.cache.keep, self.task.name)
             teacher = Frozen(CachedOnDisk(teacher, self.cache.folder, keep=self.cache.keep))
         return build_method(self.method, student, teacher, given)
+
+
+def check_rates(lrs: Sequence[float], splits: Any) -> None:
+    """Refuse several learning rates where nothing is held out to choose among them.
+
+    Args:
+        lrs: learning rates that are to be tried.
+        splits: the data of a run.
+
+    Raises:
+        ValueError: there are several, and no validation part.
+    """
+    held = getattr(splits, "validation", None)
+    if len(lrs) > 1 and (held is None or not len(held)):
+        raise ValueError(
+            f"{len(lrs)} learning rates were given, but nothing is held out to choose one by: hold a part of the "
+            "training data out (validation_share, such as 0.1), or give one rate"
+        )
 
 
 def population(splits: Splits) -> int:

@@ -66,7 +66,7 @@ def results_of(
             "curves": _curves(runs, main),
             "role": role_of(experiment, name),
         }
-        for key in ("validation", "lr", "teacher", "cached"):
+        for key in ("validation", "lr", "diverged", "teacher", "cached"):
             if any(run.get(key) for run in runs):
                 arms[name][key] = [run.get(key) for run in runs]
     base = values.get(experiment.baseline)

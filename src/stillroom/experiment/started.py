@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from stillroom.checkpoint import write_json
-from stillroom.experiment.arm import arguments_of, is_method, load_splits
+from stillroom.experiment.arm import arguments_of, check_rates, is_method, load_splits
 from stillroom.experiment.described import data_checksum, text_of
 from stillroom.experiment.record import versions
 from stillroom.lock import NAME
@@ -107,10 +107,14 @@ class Started:
 
         Args:
             seed: whose data are looked at, where no other seed's have been written down.
+
+        Raises:
+            ValueError: several learning rates, and nothing held out to choose one by.
         """
         own = self.experiment
         if not any(is_method(arm) for arm in own.arms.values()):
             return {}
+        check_rates(own.lrs, load_splits(own.task, seed))
         seed = self._kept().get("data", {"seed": seed})["seed"]
         training = [own.training, own.lrs, own.equal_time, own.teacher_training, own.teacher_method]
         return {
