@@ -99,6 +99,10 @@ _BENCHMARKS = {
         ("ratio_torchdistill_to_hand_written", "a step of torchdistill, times a loop written by hand (KD)"),
         ("ratio_default_allocator_to_kept_memory", "a step by hand with glibc's defaults, times one with memory kept"),
     ),
+    "throughput": (
+        ("images_per_second", "`fit` in bfloat16, channels_last, compiled: images per second"),
+        ("ratio_to_hand_written", "the same: time, times a loop written by hand"),
+    ),
     "large_vocab": (
         ("memory_to_naive", "KL over a large vocabulary in chunks: memory, times that of whole logits"),
         ("time_to_naive", "the same: time"),

@@ -102,6 +102,15 @@ def test_loops_by_hand_compute_what_the_methods_compute(name: str) -> None:
         torch.testing.assert_close(own, other, msg=lambda text, place=place: f"{place}: {text}")
 
 
+def test_the_throughput_at_a_tiny_size(tmp_path: Path) -> None:
+    sizes = ["--teacher", "resnet14", "--student", "resnet8", "--batch-size", "8", "--image-size", "8"]
+    turns = ["--block", "3", "--blocks", "2", "--device", "cpu", "--compile-backend", "eager"]
+    result = load("throughput").main([*sizes, *turns, "--json", str(tmp_path / "throughput.json")])
+    assert {name: len(times) for name, times in result["seconds"].items()} == {"fit": 3, "hand": 3}
+    assert result["images_per_second"] > 0
+    assert result["ratio_to_hand_written"] > 0
+
+
 def test_the_input_pipeline_at_a_tiny_size(tmp_path: Path) -> None:
     threads = ["--threads", str(torch.get_num_threads())]
     result = load("input_pipeline").main(["--steps", "2", *threads, "--json", str(tmp_path / "input_pipeline.json")])
