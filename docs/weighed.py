@@ -149,4 +149,6 @@ def cold_start() -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return str(len(value))
     return f"{value:.3g}" if isinstance(value, float) else "not measured" if value is None else str(value)
