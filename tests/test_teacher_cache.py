@@ -332,6 +332,40 @@ def test_a_disk_without_locks_is_used_without_them(tmp_path, monkeypatch):
         assert network.asked == 40
 
 
+def test_two_that_fill_the_same_files_without_locks_do_not_spoil_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("stillroom.lock.fcntl", None)
+    stream = Stream(images(600), batch_size=8, seed=0, views=1)
+    other = CachedOnDisk(network := Counting(conv()), tmp_path)
+    exact = {"rtol": 1e-5, "atol": 1e-6}
+
+    class Slow(Counting):
+        def forward(self, inputs):
+            if other._files is None:  # another process begins later and is done sooner
+                other.open(stream)
+            for drawn in stream.batches(0, 5):
+                torch.testing.assert_close(other(drawn), self.network(drawn.inputs), **exact)
+            return super().forward(inputs)
+
+    Slow.__module__, Slow.__qualname__ = Counting.__module__, Counting.__qualname__
+    slow = CachedOnDisk(Slow(conv()), tmp_path)
+    slow.open(stream)
+    assert network.asked == 600
+    assert len(list(tmp_path.iterdir())) == 1
+    for drawn in stream.batches(0, len(stream)):
+        torch.testing.assert_close(slow(drawn), other(drawn), **exact)
+
+
+def test_what_a_killed_process_left_half_made_is_cleared(tmp_path):
+    stream = Stream(images(), batch_size=8, seed=0, views=1)
+    CachedOnDisk(conv(), tmp_path).open(stream)
+    place = next(tmp_path.iterdir())
+    kept = {file.name for file in place.iterdir()}
+    (place / "made.json").unlink()
+    (place / ".answers.npy.12345.part").write_bytes(bytes(100))
+    CachedOnDisk(conv(), tmp_path).open(stream)
+    assert {file.name for file in place.iterdir()} == kept
+
+
 def test_a_system_without_fcntl_loads_all_of_it():
     program = (
         "import sys, os; sys.modules['fcntl'] = None; del os.posix_fallocate; "

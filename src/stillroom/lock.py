@@ -58,24 +58,28 @@ def locked(folder: Path | None) -> Iterator[None]:
                 place.rmdir()
 
 
-def hold(file: IO[Any] | int, *, wait: bool) -> None:
-    """Hold an open file until it is closed; nothing on Windows, or on a disk that knows no locks.
+def hold(file: IO[Any] | int, *, wait: bool) -> bool:
+    """Hold an open file until it is closed; not on Windows, nor on a disk that knows no locks.
 
     Args:
         file: open for writing, or its number.
         wait: until another process lets go of it.
 
+    Returns:
+        Whether it is held.
+
     Raises:
         BlockingIOError: another process holds it, and is not waited for.
     """
     if fcntl is None:
-        return
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError:  # the disk knows no locks
-        return
+        return False
+    return True
 
 
 def refuse_held(folder: Path | None) -> None:

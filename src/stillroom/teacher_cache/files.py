@@ -14,7 +14,7 @@ import numpy as np
 
 from stillroom.checkpoint import write_json
 from stillroom.lock import hold
-from stillroom.storage import StorageError
+from stillroom.storage import StorageError, sweep
 
 _PIECE = 2**20  # bytes that are written at once
 
@@ -48,22 +48,25 @@ class AnswerFiles:
 
     @classmethod
     def make(cls, place: Path, layout: dict[str, tuple[str, tuple[int, ...]]], *, views: int, rows: int) -> AnswerFiles:
-        """Make empty files and take their room on the disk at once.
+        """Make empty files and take their room on the disk at once, or open those that another process made meanwhile.
 
         Raises:
             StorageError: there is not so much room; what was made is removed.
         """
         every = layout | {"checksums": ("int64", ()), "known": ("bool", ())}
         size = sum(views * rows * math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in every.values())
-        paths = [place / f"{name}.npy" for name in every]
+        paths = {place / f"{name}.npy": place / f".{name}.npy.{os.getpid()}.part" for name in every}
         try:
-            for path, (dtype, shape) in zip(paths, every.values(), strict=True):
-                empty = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(views, rows, *shape))
+            for beside, (dtype, shape) in zip(paths.values(), every.values(), strict=True):
+                empty = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=(views, rows, *shape))
                 empty.flush()
-                _take_room(path, empty.offset)
+                _take_room(beside, empty.offset)
+                del empty
+            if (made := cls.find(place, views=views, rows=rows)) is not None:
+                return made
+            for path, beside in paths.items():
+                beside.replace(path)
         except OSError as error:
-            for path in paths:
-                path.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StorageError(
                     f"{place} could not be written ({error.strerror or error}): name another folder"
@@ -72,6 +75,9 @@ class AnswerFiles:
                 f"the teacher's answers need {size / 1e6:,.1f} MB in {place}, and the disk is too full: nothing was "
                 "changed; make room, name another folder, or keep less (float16, top-K, fewer views)"
             ) from error
+        finally:
+            for beside in paths.values():
+                beside.unlink(missing_ok=True)
         write_json(place / "made.json", list(layout))
         return cls(place, views, rows, list(layout))
 
@@ -106,7 +112,9 @@ def _take_room(path: Path, offset: int) -> None:
 
 @contextmanager
 def alone_in(place: Path) -> Iterator[None]:
-    """Wait until no other process fills these files, where the system and the disk know locks.
+    """Wait until no other process fills these files, and clear what a killed one left half-made.
+
+    Where the system or the disk knows no locks, several may fill them: they write the same, each what it was told.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -117,7 +125,8 @@ def alone_in(place: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{place} could not be written ({error.strerror}): name another folder") from error
     try:
-        hold(handle, wait=True)
+        if hold(handle, wait=True):
+            sweep(place)
         yield
     finally:
         os.close(handle)
