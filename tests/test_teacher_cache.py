@@ -15,6 +15,7 @@ from stillroom.data.samples import TensorSamples
 from stillroom.data.stream import Stream
 from stillroom.fit import fit
 from stillroom.losses import kd_loss
+from stillroom.method import Stage
 from stillroom.storage import StorageError
 from stillroom.systems.catalog import method as method_named
 from stillroom.teacher_cache import CachedOnDisk, check_cacheable, told
@@ -180,6 +181,33 @@ def test_the_reported_error_bounds_what_learning_sees(tmp_path, keep):
     again = CachedOnDisk(teacher, tmp_path, keep=keep)
     again.open(stream)
     assert again.error == cache.error
+
+
+def test_a_resumed_training_knows_the_errors_of_the_stages_before(tmp_path):
+    class PoolLast(KD):
+        stop = 10**9
+
+        def stages(self):
+            return Stage("labels", data="train-alone"), Stage("pool", data="unlabelled")
+
+        def after_step(self, player):
+            if self.clock.step == self.stop:
+                raise KeyboardInterrupt
+
+    def go(folder, stop=10**9, resume=False):
+        method = PoolLast(mlp(), CachedOnDisk(trained_teacher(), tmp_path / "answers", keep="float16"))
+        method.stop = stop
+        options = {"folder": tmp_path / folder, "resume": resume, "trackers": (), "progress": False}
+        return fit(method, splits(labels=32), QUICK.change(evaluate_every=2), **options).cached
+
+    whole = go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("broken", stop=9)
+    later = go("later", resume=True)  # nothing is there: the same
+    cache = CachedOnDisk(trained_teacher(), tmp_path / "answers", keep="float16")
+    cache.open(Stream(splits(labels=32).unlabelled, batch_size=16, seed=0, views=2))
+    assert cache.error["logit"] < whole["logit"] == later["logit"]  # that of the first stage
+    assert go("broken", resume=True) == whole
 
 
 def test_the_error_is_told_in_a_sentence():

@@ -201,7 +201,9 @@ class Loop:
         self.method.enter_stage(stage)
         if (cache := cache_of(self.method)) is not None:
             cache.open(self.streams[stage.data])
-            self.fitted.cached = {"keep": cache.keep, **cache.error}
+            before = self.fitted.cached  # of stages before, also of those before a resume
+            worst = {name: max(value, before.get(name, 0.0)) for name, value in cache.error.items()}
+            self.fitted.cached = {"keep": cache.keep, **worst}
         if not self.stages.begun:
             for player in self.stages.begin():
                 self.optimizers[player] = self.optimizer(player)

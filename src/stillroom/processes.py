@@ -1,8 +1,8 @@
 """Several processes that train one network together (torchrun, accelerate launch, SLURM): who writes, who waits.
 
-Every process runs the same program. All of them train, each on its share of every batch, from the first one's weights;
-files, folders and lines on the screen are the first one's alone, but for each one's random state beside a checkpoint and
-its part of a teacher's cached answers.
+Every process runs the same program. All of them train, each on its share of every batch, from the first one's weights.
+Files, folders and lines on the screen are the first one's alone, but for each one's random state beside a checkpoint
+and its part of a teacher's cached answers.
 """
 
 from __future__ import annotations

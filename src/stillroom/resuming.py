@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FIRST_SAMPLES = 16
 """So many are looked at to tell one data set from another."""
-FITTED = ("seconds", "best_step", "validation", "curve", "terms")
+FITTED = ("seconds", "best_step", "validation", "curve", "terms", "cached")
 
 
 def save(loop: Loop) -> None:
@@ -79,7 +79,7 @@ def restore(loop: Loop) -> None:
         loop.average.load_state_dict(state["average"])
     loop.best, loop.step = state["best"], state["step"]
     for name in FITTED:
-        setattr(loop.fitted, name, state[name])
+        setattr(loop.fitted, name, state.get(name, getattr(loop.fitted, name)))
     loop.tripwires.load_state_dict(state["tripwires"])
     own = None
     if loop.accelerator.num_processes > 1:
