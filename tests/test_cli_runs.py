@@ -136,6 +136,10 @@ def test_compare_makes_one_leaderboard(here, capsys):
     assert set(results["arms"]) == {"teacher", "alone", "kd", "dkd", "dist", "pld"}
     assert all(f" {name} " in out for name in ("kd", "dkd", "dist", "pld", "alone"))
     assert "--methods kd,dkd,dist,pld" in results["command"]
+    assert "--kd.temperature 2" in results["command"]
+    assert results["config"]["methods"] == ["kd", "dkd", "dist", "pld"]
+    assert results["config"]["method_options"] == {"kd": {"temperature": 2}}
+    assert run(f"compare {TINY} --methods kd,dkd,dist,pld,rkd --kd.temperature 2 --out board --resume", capsys)[0] == 0
 
 
 def test_run_makes_a_systems_results_and_report(here, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import stillroom
 from stillroom import checkpoint, hub
 from stillroom.cli import main
 from stillroom.experiment import workers
@@ -120,6 +122,17 @@ def test_ctrl_c_says_how_to_go_on(place, whole, capsys, monkeypatch):
     )
     assert "Traceback" not in error
     assert "1 finished runs are kept, 3 are to do" in resumes_to_the_same(place, whole, capsys)
+
+
+@pytest.mark.parametrize("job", ["distill", "compare"])
+def test_ctrl_c_without_a_folder_names_none_to_go_on_with(place, monkeypatch, job):
+    monkeypatch.setattr("stillroom.experiment.arm.hub.save", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    given = {"teacher": "knows", "student": "conv-4-8", "steps": 2, "labels": 60, "test_size": 100}
+    with pytest.raises(KeyboardInterrupt) as stop:
+        getattr(stillroom, job)(**given, seeds=1, progress=False, device="cpu")
+    assert re.fullmatch(
+        r"stopped with 0 of \d runs finished; nothing is kept, for no folder was named", str(stop.value)
+    )
 
 
 def test_ctrl_c_while_the_results_are_written_can_be_gone_on_from(place, whole, capsys, monkeypatch):

@@ -6,13 +6,13 @@ import inspect
 import io
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stillroom import processes
 from stillroom._version import __version__
 from stillroom.allocator import keep_freed_memory
 from stillroom.command_line import (
@@ -22,6 +22,7 @@ from stillroom.command_line import (
     free_folder,
     measured,
     names,
+    new_folder,
     overview,
     parse,
     parser_for,
@@ -111,7 +112,7 @@ def _distill(arguments: list[str]) -> None:
     parser.set_defaults(jobs=None)
     options = parse(parser, rest)
     as_json = options.pop("json")
-    options["out"] = options["out"] or _new_folder(options, str(options["method"]))
+    options["out"] = options["out"] or new_folder(options, str(options["method"]))
     result = distilled(options | {"method_options": dotted.get("method"), "progress": True})
     if as_json:
         print_json(summary_of(result.results))
@@ -130,7 +131,7 @@ def _compare(arguments: list[str]) -> None:
     parser.set_defaults(jobs=None)
     options = parse(parser, rest)
     as_json = options.pop("json")
-    options["out"] = options["out"] or _new_folder(options, "compare")
+    options["out"] = options["out"] or new_folder(options, "compare")
     results = compare(**options, method_options=dotted)
     if as_json:
         print_json(results)
@@ -260,7 +261,8 @@ def run_system(
         resume=resume,
         command=" ".join(command),
     )
-    write_report(results, place / "report.html")
+    if processes.is_first():
+        write_report(results, place / "report.html")
     if not json:
         _show_table(results)
         for claim in results["claims"]:
@@ -345,7 +347,8 @@ def _report(arguments: list[str]) -> None:
     if not (place / "results.json").exists():
         raise FileNotFoundError(f"{place} holds no results.json: name the folder of a finished run")
     results = json.loads((place / "results.json").read_text())
-    write_report(results, place / "report.html")
+    if processes.is_first():
+        write_report(results, place / "report.html")
     if options["json"]:
         print_json(results)
         return
@@ -374,14 +377,6 @@ def _export(arguments: list[str]) -> None:
         print_json(found)
     else:
         print(f"wrote {written.path}; largest difference to the model: {written.max_error:.2g}")
-
-
-def _new_folder(options: Mapping[str, Any], what: str) -> str:
-    if options.get("resume"):
-        raise ValueError("--resume needs the folder of the run: name it with --out")
-    named = options["task"] if options.get("task") and options["data"] == "digits" else options["data"]
-    data = re.sub(r"[^A-Za-z0-9]+", "-", str(named)).strip("-")[-30:]
-    return str(free_folder(Path("stillroom-runs") / f"{data}-{what}"))
 
 
 def _show_table(results: Mapping[str, Any]) -> None:

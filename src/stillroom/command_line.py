@@ -323,6 +323,23 @@ def free_folder(place: Path) -> Path:
     return place.with_name(f"{place.name}-{number}")
 
 
+def new_folder(options: Mapping[str, Any], what: str) -> str:
+    """Where a run goes for which no folder was named: the next free one of stillroom-runs/DATA-WHAT-1, -2, ...
+
+    Args:
+        options: the arguments of `distill`.
+        what: the method, or the command.
+
+    Raises:
+        ValueError: it is to be resumed, and nobody says which.
+    """
+    if options.get("resume"):
+        raise ValueError("--resume needs the folder of the run: name it with --out")
+    named = options["task"] if options.get("task") and options["data"] == "digits" else options["data"]
+    data = re.sub(r"[^A-Za-z0-9]+", "-", str(named)).strip("-")[-30:]
+    return str(free_folder(Path("stillroom-runs") / f"{data}-{what}"))
+
+
 def description(module: str) -> str:
     """The docstring of a module, read without importing it."""
     file = Path(__file__).parent.joinpath(*module.split(".")[1:])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from stillroom import processes
 from stillroom.distill import distill
 from stillroom.experiment import forks
-from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
-from stillroom.weigh import run_and_weigh
+from stillroom.weigh import folder_of, run_and_weigh
 
 
 def compare(
@@ -54,18 +49,12 @@ def compare(
     if strange := set(options) - set(known):
         raise TypeError(f"compare has no option {sorted(strange)[0]!r}; its options are those of stillroom.distill")
     given = known | {"teacher": teacher, "student": student, "data": data} | options
-    own = method_options or {}
+    own = {name: dict(arguments) for name, arguments in (method_options or {}).items()}
     if strange := set(own) - set(names):
         raise ValueError(f"method_options are given for {sorted(strange)}, but the methods are {', '.join(names)}")
     forks.begin(given["jobs"] if given["executor"] == "processes" else 1)
+    given |= {"methods": names, "method_options": own}
     experiment = experiment_of([(name, own.get(name, {})) for name in names if name != "alone"], given)
-    place = Path(given["out"]) if given["out"] is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
-    place = processes.of_first(place, given["device"])
-    command = command_of("compare", {"methods": ",".join(names), **given})
-    try:
-        with says_how_to_go_on(Path(given["out"]) if given["out"] is not None else None):
-            results, _ = run_and_weigh(experiment, place, given, command=command)
-        return results
-    finally:
-        if given["out"] is None and processes.is_first():
-            shutil.rmtree(place, ignore_errors=True)
+    with folder_of(given) as place:
+        results, _ = run_and_weigh(experiment, place, given, command=command_of("compare", {"methods": names, **given}))
+    return results

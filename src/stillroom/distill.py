@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom import processes
 from stillroom.experiment import forks
-from stillroom.lock import says_how_to_go_on
 from stillroom.options import command_of, experiment_of
-from stillroom.weigh import run_and_weigh, sentence, summary_of, write_all
+from stillroom.weigh import folder_of, run_and_weigh, sentence, summary_of, write_all
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,12 +198,6 @@ def distilled(options: Mapping[str, Any]) -> Distilled:
     out = options["out"]
     forks.begin(options["jobs"] if options["executor"] == "processes" else 1)
     experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
-    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
-    place = processes.of_first(place, options["device"])
-    try:
-        with says_how_to_go_on(Path(out) if out is not None else None):
-            results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
-        return Distilled(results, place if out is not None else None, trained)
-    finally:
-        if out is None and processes.is_first():
-            shutil.rmtree(place, ignore_errors=True)
+    with folder_of(options) as place:
+        results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
+    return Distilled(results, place if out is not None else None, trained)

@@ -333,10 +333,10 @@ def jobs_of(options: Mapping[str, Any]) -> int:
     """How many processes: as given, or one per core on a machine without a GPU."""
     import torch
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes that there are train every arm together
-        return 1
     if options["jobs"] is not None:
         return int(options["jobs"])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes that there are train every arm together
+        return 1
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     return (os.cpu_count() or 1) if device == "cpu" else 1
 
@@ -353,10 +353,11 @@ def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] 
         if name in skip or name not in (*defaults, "methods") or value is None or value == defaults.get(name):
             continue
         if name == "method_options":
-            for key, inner in value.items():
-                parts += [f"--method.{key}", str(inner)]
+            for owner, arguments in (value if command == "compare" else {"method": value}).items():
+                for key, inner in arguments.items():
+                    parts += [f"--{owner}.{key}", str(_plain(inner))]
             continue
-        shown = str(_plain(value))
+        shown = ",".join(value) if name == "methods" else str(_plain(value))
         parts += ["--" + name.replace("_", "-"), shown]
     return " ".join(shlex.quote(part) for part in parts)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom import processes
 from stillroom.forecast import preflight
+from stillroom.lock import Stopped, says_how_to_go_on
 from stillroom.options import jobs_of, seeds_of
 
 if TYPE_CHECKING:
@@ -51,6 +55,9 @@ def run_and_weigh(
     processes.wait(options["device"])
     shipped = experiment.method or best_arm(results)
     student, seed = trained_student(experiment, results, place, shipped, seeds)
+    if experiment.method is None:
+        say("measuring what a step of each arm costs")
+        results["step_costs"] = step_costs_of(experiment, place, seeds[0], options)  # by all processes together
     if not processes.is_first():
         return results, student
     results["notes"] = [*notes, *notes_of_rates(results), *notes_of_cache(results["arms"])]
@@ -73,6 +80,31 @@ def run_and_weigh(
     }
     write_all(results, student, place)
     return results, student
+
+
+@contextmanager
+def folder_of(options: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder that a run works in: the one that was named, or one that is gone in the end.
+
+    Args:
+        options: the arguments of `distill`.
+
+    Raises:
+        Stopped: for Ctrl-C, with how to go on where there is something to go on with.
+    """
+    named = None if options["out"] is None else Path(options["out"])
+    place = Path(tempfile.mkdtemp(prefix="stillroom-")) if named is None else named
+    place = processes.of_first(place, options["device"])
+    try:
+        with says_how_to_go_on(named):
+            yield place
+    except Stopped as stop:
+        if named is not None:
+            raise
+        raise Stopped(f"{str(stop).partition(';')[0]}; nothing is kept, for no folder was named") from stop
+    finally:
+        if named is None and processes.is_first():
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class Speaker:
@@ -178,7 +210,8 @@ def step_costs_of(experiment: Experiment, place: Path, seed: int, options: Mappi
             options["device"],
             threads=threads_for(jobs_of(options)),
         )
-        write_json(kept, known)
+        if processes.is_first():
+            write_json(kept, known)
     return dict(known)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stillroom import processes
 from stillroom.experiment.arm import load_splits
 from stillroom.extras import require
 
@@ -48,6 +49,12 @@ def check_machine(
         require("ray")
     if jobs < 1:
         raise ValueError(f"jobs must be 1 or more processes, given {jobs}")
+    if (world := processes.world()) > 1 and (jobs > 1 or executor == "ray"):
+        given = "executor 'ray'" if executor == "ray" else f"{jobs} jobs"
+        raise ValueError(
+            f"{world} processes train every arm together (torchrun), given {given} to spread the arms over: leave one "
+            "of the two out"
+        )
     if workers < 0:
         raise ValueError(f"workers must be 0 or more threads, given {workers}")
     if not 0 < level < 1:
