@@ -190,7 +190,7 @@ def step_costs_of(experiment: Experiment, place: Path, seed: int, options: Mappi
 
     from stillroom.checkpoint import write_json
     from stillroom.experiment.arm import TrainingArm, is_method, load_splits, own_augmentation
-    from stillroom.experiment.budget import step_costs, threads_for
+    from stillroom.experiment.budget import here, step_costs, threads_for
     from stillroom.experiment.teacher import obtain_teacher
 
     kept = place / "step-costs.json"
@@ -207,7 +207,7 @@ def step_costs_of(experiment: Experiment, place: Path, seed: int, options: Mappi
             replace(experiment, training=training),
             seed,
             teacher,
-            options["device"],
+            here(options["device"]),
             threads=threads_for(jobs_of(options)),
         )
         if processes.is_first():

@@ -63,12 +63,19 @@ def check_machine(
         return
     try:
         kind = torch.device(device).type
-        torch.zeros(1, device=device)
+        if executor != "ray":  # it is the cluster that has the device
+            torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         available = ["cpu", *(name for name in ("cuda", "mps", "xpu") if getattr(torch, name).is_available())]
         raise ValueError(f"device {device!r} is not available here: take one of {', '.join(available)}") from error
     if kind == "meta":
         raise ValueError("device 'meta' holds no numbers: take cpu, or a device that computes")
+
+
+def here(device: str | None) -> str | None:
+    """The device of this process for a run's: the CPU where that is a cluster's GPU and this machine has none."""
+    lacks = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
+    return "cpu" if lacks else device
 
 
 def threads_for(jobs: int) -> int:

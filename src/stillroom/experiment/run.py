@@ -20,7 +20,7 @@ from stillroom.checkpoint import seed_everything, write_json
 from stillroom.data.samples import Splits
 from stillroom.experiment import forks
 from stillroom.experiment.arm import Context, TrainingArm, is_method
-from stillroom.experiment.budget import check_machine, check_seeds, seconds_per_step, threads_for
+from stillroom.experiment.budget import check_machine, check_seeds, here, seconds_per_step, threads_for
 from stillroom.experiment.claim import Claim
 from stillroom.experiment.cluster import work_on_ray
 from stillroom.experiment.record import machine, results_of, versions
@@ -252,7 +252,7 @@ class Experiment:
             started.refuse_others(found)
         folder, chance = plan.folder / "teacher", not self.is_tiny
         measured = measure_teacher(
-            teacher, self.task, folder, device=plan.device, workers=plan.workers, beats_chance=chance
+            teacher, self.task, folder, device=here(plan.device), workers=plan.workers, beats_chance=chance
         )
         if processes.is_first() and started.is_known:
             started.write(found)
@@ -283,7 +283,7 @@ class _Plan:
                 self.folder / "teacher",
                 training=self.experiment.teacher_training,
                 method=self.experiment.teacher_method,
-                device=self.device,
+                device=here(self.device),
                 workers=self.workers,
                 resume=self.resume,
                 progress=progress,
@@ -330,7 +330,7 @@ class _Plan:
         kept = self.folder / "budget.json"
         if not kept.exists():
             arms = {name: self.arm(name) for name in experiment.arms if is_method(experiment.arms[name])}
-            cost = seconds_per_step(arms, experiment, seed, self.teacher(), self.device, threads=self.threads)
+            cost = seconds_per_step(arms, experiment, seed, self.teacher(), here(self.device), threads=self.threads)
             slowest = max(cost.values())
             if processes.is_first():
                 write_json(kept, {name: slowest / seconds for name, seconds in cost.items()})
