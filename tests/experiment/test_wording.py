@@ -91,10 +91,11 @@ def test_how_much_of_the_gap_is_closed_is_said_only_where_it_is_shown():
 def test_the_verdict_of_a_comparison():
     sentence = str(headline(read(compared())))
     assert sentence.startswith(
-        "Worth it: 2 of 4 methods are shown to beat the same student alone; the best mean, of dkd, is 5.2 points "
-        "better than the student's own (95% interval"
+        "Worth it: 2 of 4 methods are shown to beat the same student alone, each by its own interval and without a "
+        "correction for 4 comparisons; the best mean, of dkd, is 5.2 points better than the student's own (95% interval"
     )
     page = page_of(compared())
+    assert "of methods that change nothing, about one in 40 is shown to be better by chance" in page.elements[0][2]
     rows = [text for found, text in page.all("th") if found.get("scope") == "row"]
     assert rows[:7] == [
         "dkd", "kdbaseline", "crd", "alonethe same student alone", LONG, "scrambledcontrol", "teacher",

@@ -99,10 +99,12 @@ def results(findings: Findings) -> Html:
         rows.append(row)
     judged = [arm for arm in findings.arms if arm.gain is not None and arm.role != "control"]
     caution = None
-    if findings.kind != "distill" and len(judged) > 2:
+    if findings.kind != "distill" and len(judged) > 1:
         caution = _small(
-            f"Each interval is for its own comparison. The best of {len(judged)} is also partly the luckiest: a "
-            "difference that matters deserves a run of its own with new seeds."
+            f"Each interval is for its own comparison, without a correction for {len(judged)} of them: of methods that "
+            f"change nothing, about one in {2 / (1 - findings.level):.0f} is shown to be better by chance. The best of "
+            f"{len(judged)} is also partly the luckiest: a difference that matters deserves a run of its own with new "
+            "seeds."
         )
     title = "Leaderboard" if findings.kind == "compare" else "Results"
     seeds = _small(f"Means over {plural(len(findings.seeds), 'seed')}; differences are paired by seed.")

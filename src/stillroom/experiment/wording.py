@@ -207,9 +207,10 @@ def _of_many(findings: Findings) -> Headline:
         lead = "Harmful" if all(arm.verdict == "harmful" for arm in judged) else "No difference shown"
         return Headline(TONES.get(lead.lower(), "open"), lead, f"{text}{amount} the student's own ({evidence}).")
     how_many = f"{len(better)} of {methods} {'is' if len(better) == 1 else 'are'} shown to beat"
-    text = (
-        f"{how_many} the same student alone{_on(findings)}; the best mean, of {best.name}, {amount} the student's own"
-    )
+    text = f"{how_many} the same student alone{_on(findings)}"
+    if len(judged) > 1:
+        text += f", each by its own interval and without a correction for {len(judged)} comparisons"
+    text += f"; the best mean, of {best.name}, {amount} the student's own"
     return Headline("good", "Worth it", f"{text} ({evidence}).")
 
 
