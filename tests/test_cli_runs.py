@@ -153,6 +153,16 @@ def test_run_makes_a_systems_results_and_report(here, capsys):
     assert run("run pld --seeds 2 --first-seed 5 --tiny --jobs 1 --out pld", capsys)[0] == 2
 
 
+def test_only_the_first_of_several_processes_writes_reports(here, capsys, monkeypatch):
+    assert run("run pld --seeds 1 --tiny --jobs 1 --out pld", capsys)[0] == 0
+    (here / "pld/report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        patch.setattr(sys, "stdout", sys.stdout)
+        assert run("report pld", capsys)[0] == 0
+    assert not (here / "pld/report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -131,6 +131,17 @@ def test_a_function_and_several_teachers_can_teach():
     assert several.results["arms"]["teacher"]["values"][0] > 0.9
 
 
+def test_what_cannot_be_written_down_is_named_in_the_options():
+    r = run(teacher=[trained_teacher(), trained_teacher()], seeds=1, data=cloud(120), epochs=1)
+    config = r.results["config"]
+    assert config["student"] == f"<{__name__}.tiny_student>"
+    assert config["teacher"] == ["<torch.nn.modules.container.Sequential>"] * 2
+    assert config["data"] == ["<torch.Tensor>"] * 2
+    assert run(method=partial(KD, temperature=2.0), seeds=1).results["config"]["method"] == (
+        "<functools.partial(stillroom.baselines.KD, temperature=2.0)>"
+    )
+
+
 def test_arrays_are_data():
     inputs, labels = cloud(200)
     r = run(data=(inputs.numpy(), labels.numpy()), seeds=1, epochs=12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -364,15 +363,21 @@ def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] 
 
 def _plain(value: Any) -> Any:
     """Something that can be written down: plain values as they are, anything else by its name."""
+    from functools import partial
+
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and all(isinstance(inner, (str, int, float, bool)) for inner in value):
-        return json.loads(json.dumps(value))
+    if isinstance(value, (list, tuple)) and (len(value) < 10 or isinstance(value[0], (str, int, float))):
+        return [_plain(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
-    kind = type(value) if not isinstance(value, type) else value
+    if isinstance(value, partial):
+        from stillroom.experiment.described import text_of
+
+        return f"<{text_of(value)}>"
+    kind = value if hasattr(value, "__qualname__") else type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"
 
 
