@@ -149,3 +149,24 @@ def test_statistics_claims_and_reports_load_no_torch():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "False"
+
+
+def test_equal_differences_of_few_samples_say_no_more_than_one_sample_could():
+    pair = [0.75, 0.75], [0.5, 0.5]
+    assert paired_interval(*pair).low == 0.25  # numbers without a step
+    found = paired_interval(*pair, resolution=1 / 12)
+    half = 12.7062 / 12 / 2**0.5  # Student's t with one degree of freedom
+    assert found.mean == 0.25
+    assert (found.low, found.high) == (pytest.approx(0.25 - half, abs=1e-4), pytest.approx(0.25 + half, abs=1e-4))
+    fine = paired_interval([0.9, 0.95, 0.92], [0.5, 0.6, 0.5])
+    assert paired_interval([0.9, 0.95, 0.92], [0.5, 0.6, 0.5], resolution=0.001) == fine
+    assert paired_interval([0.5], [0.4], resolution=0.1).low is None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_test_samples_seldom_give_a_verdict_without_a_difference(seeds):
+    """Two students of the same quality, measured on 12 samples."""
+    rng = np.random.default_rng(0)
+    shares = rng.binomial(12, 0.8, size=(2, 1000, seeds)) / 12
+    found = [paired_interval(a, b, resolution=1 / 12, resamples=1000) for a, b in zip(*shares, strict=True)]
+    assert sum(one.low > 0 or one.high < 0 for one in found) < 70

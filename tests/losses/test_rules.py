@@ -170,6 +170,32 @@ def test_float64_stays_and_gradients_are_those_of_differences(name):
     assert torch.autograd.gradcheck(lambda s: 3 * loss(s), (student,), fast_mode=True)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_nan_is_not_swallowed(name):
+    loss, shape = ALL[name]
+    student = torch.randn(shape)
+    student[1] = torch.nan
+    try:
+        result = loss(student)
+    except ValueError as refused:
+        assert "finite" in str(refused) or "NaN" in str(refused)  # noqa: PT017
+    else:
+        assert result.isnan()
+
+
+@pytest.mark.parametrize("name", BETWEEN_NETWORKS)
+def test_nan_of_the_teacher_is_not_swallowed(name):
+    loss, shape = BETWEEN_NETWORKS[name]
+    teacher = torch.randn(shape)
+    teacher[1] = torch.nan
+    try:
+        result = loss(torch.randn(shape), teacher)
+    except ValueError as refused:
+        assert "finite" in str(refused) or "NaN" in str(refused)  # noqa: PT017
+    else:
+        assert result.isnan()
+
+
 @pytest.mark.parametrize("name", BETWEEN_NETWORKS)
 def test_the_teacher_gets_no_gradient(name):
     loss, shape = BETWEEN_NETWORKS[name]

@@ -104,7 +104,14 @@ class Claim:
             if arm not in known:
                 raise ValueError(f"the claim {self.sentence!r} names the arm {arm!r}, but {_nearest(arm, known)}")
 
-    def test(self, metrics: Mapping[str, Mapping[str, Values]], *, level: float = 0.95, seed: int = 0) -> Verdict:
+    def test(
+        self,
+        metrics: Mapping[str, Mapping[str, Values]],
+        *,
+        level: float = 0.95,
+        seed: int = 0,
+        resolution: float = 0.0,
+    ) -> Verdict:
         """Test the claim by the interval of the paired difference over seeds.
 
         An arm with one value beside an arm with several is fixed (one teacher for all seeds): it counts as a number.
@@ -113,6 +120,7 @@ class Claim:
             metrics: `{arm: {metric: values}}`, values as `{seed: number}` or numbers in the order of the seeds.
             level: of the interval, in (0, 1).
             seed: of the resampling.
+            resolution: the smallest step of the metric, see `paired_interval`.
 
         Returns:
             "shown" when the whole interval is where the claim says, "refuted" when all of it is elsewhere, otherwise
@@ -131,7 +139,7 @@ class Claim:
             second = dict.fromkeys(first, *second.values())
         elif len(first) == 1:
             first = dict.fromkeys(second, *first.values())
-        interval = paired_interval(first, second, level=level, seed=seed)
+        interval = paired_interval(first, second, level=level, seed=seed, resolution=resolution)
         return Verdict(self, self._judge(interval), interval)
 
     def _values(self, metrics: Mapping[str, Mapping[str, Values]], arm: str) -> dict[int, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillroom.baselines import is_control
-from stillroom.experiment.arm import method_class
+from stillroom.experiment.arm import is_method, load_splits, method_class
 from stillroom.experiment.statistics import mean_interval, paired_interval
 
 if TYPE_CHECKING:
@@ -71,7 +71,13 @@ def results_of(
                 arms[name][key] = [run.get(key) for run in runs]
     base = values.get(experiment.baseline)
     differences = {
-        name: _interval_of_difference(values[name][main], base[main], level, experiment.task.higher_is_better)
+        name: _interval_of_difference(
+            values[name][main],
+            base[main],
+            level,
+            experiment.task.higher_is_better,
+            resolution_of(experiment, main, seeds),
+        )
         for name in experiment.arms
         if base is not None and name != experiment.baseline
     }
@@ -92,7 +98,10 @@ def results_of(
         "arms": arms,
         "differences": differences,
         "agreement": _agreement(values),
-        "claims": [claim.test(by_seed, level=level).as_dict() for claim in experiment.claims],
+        "claims": [
+            claim.test(by_seed, level=level, resolution=resolution_of(experiment, claim.on, seeds)).as_dict()
+            for claim in experiment.claims
+        ],
         "config": dict(experiment.config),
         "command": command,
     }
@@ -120,8 +129,18 @@ def _interval(values: Sequence[float], level: float) -> dict[str, float | None]:
     return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
-def _interval_of_difference(a: Sequence[float], b: Sequence[float], level: float, higher: bool) -> dict[str, Any]:
-    found = paired_interval(a, b, level=level) if higher else paired_interval(b, a, level=level)
+def resolution_of(experiment: Experiment, metric: str, seeds: Sequence[int]) -> float:
+    """The smallest step of a metric: one reported sample's part of an accuracy; 0 where it has none or is not known."""
+    if metric != "accuracy" or not any(is_method(arm) for arm in experiment.arms.values()):
+        return 0.0
+    return 1 / max(len(load_splits(experiment.task, seeds[0]).test), 1)
+
+
+def _interval_of_difference(
+    a: Sequence[float], b: Sequence[float], level: float, higher: bool, resolution: float
+) -> dict[str, Any]:
+    pair = (a, b) if higher else (b, a)
+    found = paired_interval(*pair, level=level, resolution=resolution)
     return {"mean": found.mean, "low": found.low, "high": found.high, "level": level}
 
 

@@ -74,7 +74,9 @@ def mean_interval(values: Values, *, level: float = 0.95, resamples: int = 10_00
     return _interval(np.array(list(_by_seed(values, "values").values())), level, resamples, seed)
 
 
-def paired_interval(a: Values, b: Values, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+def paired_interval(
+    a: Values, b: Values, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0, resolution: float = 0.0
+) -> Interval:
     """Estimate the mean of a - b over seeds that both arms ran.
 
     Pairs are resampled, so what a seed does to both arms alike (its split, its initial student) cancels. Differences
@@ -86,6 +88,9 @@ def paired_interval(a: Values, b: Values, *, level: float = 0.95, resamples: int
         level: wanted coverage, in (0, 1).
         resamples: bootstrap resamples.
         seed: of the resampling's own generator; the same values always give the same interval.
+        resolution: the smallest step of the numbers, 0 or more: 1 / n for a share of n samples. Differences that lie
+            closer together than that (equal ones, of few samples) are taken to have a standard deviation of one step,
+            and the interval is Student's.
 
     Returns:
         The interval of the mean difference, as in `mean_interval`.
@@ -102,6 +107,10 @@ def paired_interval(a: Values, b: Values, *, level: float = 0.95, resamples: int
     right = np.array([second[key] for key in first])
     differences = left - right
     differences[np.abs(differences) <= _ROUNDING * np.maximum(np.abs(left), np.abs(right))] = 0.0
+    if len(differences) > 1 and 0 < level < 1 and differences.std(ddof=1) < resolution:
+        mean, n = float(differences.mean()), len(differences)
+        half = student_t_quantile(level, n - 1) * resolution / math.sqrt(n)
+        return Interval(mean, mean - half, mean + half, level, n)
     return _interval(differences, level, resamples, seed)
 
 

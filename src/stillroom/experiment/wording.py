@@ -37,7 +37,7 @@ class Scale:
     @classmethod
     def of(cls, metric: str, values: Iterable[float | None]) -> Scale:
         """Choose the scale by the metric's name and by how far its values lie apart."""
-        known = [value for value in values if value is not None]
+        known = [value for value in values if value is not None and math.isfinite(value)]
         percent = bool(_SHARES.search(metric.lower())) and all(0 <= value <= 1 for value in known)
         decibels = bool(_DECIBELS.search(metric.lower()))
         spread = (max(known) - min(known)) * (100 if percent else 1) if known else 0.0
@@ -49,7 +49,7 @@ class Scale:
 
     def value(self, value: float | None) -> str:
         """A value with its unit: "97.3%", "0.412"."""
-        if value is None:
+        if value is None or not math.isfinite(value):
             return DASH
         unit = " dB" if self.decibels else ""
         return f"{signed(100 * value, self.decimals)}%" if self.percent else signed(value, self.decimals) + unit

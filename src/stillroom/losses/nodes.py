@@ -244,7 +244,7 @@ def _log_plus(log_value: Tensor, eps: float) -> Tensor:
 def _directions(rows: Tensor) -> Tensor:
     """Rows of length 1; rows of zeros stay, with a gradient of 0."""
     squared = rows.square().sum(dim=1, keepdim=True)
-    alive = squared > torch.finfo(rows.dtype).tiny
+    alive = ~(squared <= torch.finfo(rows.dtype).tiny)  # NaN stays NaN
     return torch.where(alive, rows / torch.where(alive, squared, 1).sqrt(), 0)
 
 

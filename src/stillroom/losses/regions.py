@@ -65,7 +65,7 @@ def lpld_loss(
     teacher_logits = at_least_float32(teacher_logits.detach())
     target = F.pad(teacher_logits[:, :-1].softmax(-1), (0, 1), value=background)
     # a class the teacher rules out entirely has q = 0 and q log q = 0
-    terms = torch.where(target > 0, target * (target.log() - student_logits.log_softmax(-1)), 0.0)
+    terms = torch.where(~(target <= 0), target * (target.log() - student_logits.log_softmax(-1)), 0.0)
     return reduce(scale * weights.detach().to(student_logits) * terms.sum(-1), reduction)
 
 

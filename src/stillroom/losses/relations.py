@@ -201,7 +201,7 @@ def _angles(vectors: Tensor) -> Tensor:
     """`(N, N, N)` cosines at the first sample between the directions to the second and the third."""
     step = vectors.unsqueeze(0) - vectors.unsqueeze(1)
     length_squared = step.square().sum(dim=2, keepdim=True)
-    apart = length_squared > 1e-24
+    apart = ~(length_squared <= 1e-24)  # NaN stays NaN
     length = torch.where(apart, length_squared, 1).sqrt()
     direction = torch.where(apart, step / length, 0)
     return direction @ direction.transpose(1, 2)

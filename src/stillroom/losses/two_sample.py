@@ -69,7 +69,7 @@ def characteristic_function_discrepancy(
     amplitude = (_modulus(target) - _modulus(ours)).square()
     phase = ((target - ours).square().sum(0) - amplitude).clamp(min=PHASE_FLOOR)
     inside = amplitude_weight * amplitude + phase_weight * phase
-    positive = inside > 0  # at 0 the root has no slope
+    positive = ~(inside <= 0)  # at 0 the root has no slope; NaN stays NaN
     return reduce(torch.where(positive, torch.where(positive, inside, 1).sqrt(), 0), reduction)
 
 
