@@ -169,6 +169,15 @@ def test_a_perfect_teacher_of_data_sorted_by_class_is_taken():
     fit(KD(mlp(classes=2), Knowing()), TensorSamples(inputs, labels), Training(steps=1, batch_size=8), progress=False)
 
 
+def test_a_teacher_that_gives_probabilities_is_refused():
+    teacher = trained_teacher()
+    for said in (lambda batch: teacher(batch.inputs).softmax(1), nn.Sequential(teacher, nn.Softmax(dim=1))):
+        with pytest.raises(TrainingError, match=r"gives probabilities .* expected logits"):
+            fit(KD(mlp(), said), splits(), Training(steps=1, batch_size=8), progress=False)
+    logs = nn.Sequential(teacher, nn.LogSoftmax(dim=1))
+    fit(KD(mlp(), logs), splits(), Training(steps=1, batch_size=8), progress=False)
+
+
 def test_measures_of_numpy_are_kept_and_resumed(tmp_path):
     class Numpy(Classification):
         def evaluate(self, *given, **named):

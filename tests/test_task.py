@@ -204,7 +204,14 @@ def test_chance_is_what_the_commonest_answer_scores():
 
 def test_a_teacher_must_beat_chance_by_two_standard_errors():
     labels = torch.arange(100) % 2
-    assert "no better than guessing (0.500)" in teacher_beats_chance({"accuracy": 0.59}, Classification(), labels, 100)
+    assert "is 0.590, not clearly better than guessing (0.500)" in teacher_beats_chance(
+        {"accuracy": 0.59}, Classification(), labels, 100
+    )
+    assert "is 0.400, no better than guessing (0.500)" in teacher_beats_chance(
+        {"accuracy": 0.4}, Classification(), labels, 100
+    )
+    alike = torch.zeros(30, dtype=torch.int64)
+    assert "all 30 samples" in teacher_beats_chance({"accuracy": 1.0}, Classification(), alike, 30)
     assert teacher_beats_chance({"accuracy": 0.61}, Classification(), labels, 100) == ""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
+from stillroom.blocks.providers import ask
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples
 from stillroom.data.stream import sequential
@@ -166,13 +167,37 @@ def gradient_shares(losses: Losses, parameters: Sequence[nn.Parameter]) -> dict[
     return {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
 
+@torch.no_grad()
+def require_logits(teacher: nn.Module, task: Task, samples: Samples, device: Any = None) -> None:
+    """Stop when a teacher of a task with one class per sample or position gives probabilities in place of logits.
+
+    Raises:
+        TrainingError: in every row of up to 64 samples all numbers are 0 or more and add up to 1.
+    """
+    if task.name not in ("classification", "segmentation") or not len(samples):
+        return
+    batch = samples.batch(torch.arange(min(len(samples), 64)))
+    said = ask(teacher, batch if device is None else batch.to(device))
+    if not isinstance(said, Tensor) or said.ndim < 2 or said.shape[1] < 2 or not said.is_floating_point():
+        return
+    if bool((said == said[:1]).all()):  # it says the same of all: a guess, which is looked for elsewhere
+        return
+    if bool((said >= 0).all()) and bool(((said.float().sum(1) - 1).abs() < 1e-3).all()):
+        raise TrainingError(
+            "the teacher gives probabilities (rows that add up to 1), expected logits, of which a temperature makes "
+            "softer ones: leave its softmax out, or return the probabilities' logarithm (probabilities.clamp_min(1e-12)"
+            ".log())"
+        )
+
+
 def require_teacher(teacher: Frozen, task: Task, samples: Samples, device: torch.device) -> None:
-    """Stop when a teacher does not beat chance on up to 1,024 labelled samples.
+    """Stop when a teacher gives probabilities, or does not beat chance on up to 1,024 labelled samples.
 
     Raises:
         TrainingError: with both numbers and what to do.
     """
     teacher = teacher.settled if isinstance(teacher, Frozen) else teacher
+    require_logits(teacher, task, samples, device)
     if samples.labels is None and samples.has_labels:  # they come with the inputs
         few = samples.subset(torch.arange(min(len(samples), 8)))
         if complaint := task.no_teacher(task.evaluate(teacher, sequential(few, 8), device=device)):

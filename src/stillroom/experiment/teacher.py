@@ -21,7 +21,7 @@ from stillroom.fit import fit
 from stillroom.method import Method
 from stillroom.task import Task, teacher_beats_chance
 from stillroom.training import Training
-from stillroom.tripwires import TrainingError
+from stillroom.tripwires import TrainingError, require_logits
 
 
 def obtain_teacher(
@@ -121,7 +121,7 @@ def measure_teacher(
         beats_chance: refuse a teacher that guesses.
 
     Raises:
-        TrainingError: it is no better than guessing.
+        TrainingError: it gives probabilities, or is no better than guessing.
     """
     if teacher is None:
         return {}
@@ -131,6 +131,7 @@ def measure_teacher(
     splits = load_splits(task, 0, everything=True)
     if device is not None:
         teacher.to(device)
+    require_logits(teacher, task, splits.test, device)
     measured = task.evaluate(teacher, sequential(splits.test, 256, workers=workers), teacher=teacher, device=device)
     if beats_chance and (complaint := task.no_teacher(measured)):
         raise TrainingError(complaint)

@@ -19,6 +19,7 @@ class Regression(Task):
     name = "regression"
     verb = "predict numbers for"
     outputs_are = "numbers to predict"
+    teacher_faults = "its input range and the units of its outputs"
     metric = "r2"
 
     def supervised_loss(self, outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
