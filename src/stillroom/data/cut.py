@@ -112,12 +112,22 @@ def decide_form(source: Source, image_size: int | None, channels: int | None) ->
     encoded = [part for part in main if isinstance(part, ImagePart)]
     if encoded:
         return common_form(encoded, image_size, channels, source.notes)
-    shapes = [part.samples.shape for part in main if isinstance(part, SamplesPart)]
+    held = [part for part in main if isinstance(part, SamplesPart)]
+    if any(part.varied for part in held):
+        if source.kind == "segmentation":
+            raise ValueError(
+                "images of different sizes cannot be resized with masks that a data set makes: bring both to one size "
+                "in its transform, or pass a folder or Parquet file"
+            )
+        return common_form(held, image_size, channels, source.notes)
+    shapes = [part.samples.shape for part in held]
     shape = shapes[0]
     if any(other != shape for other in shapes) and image_size is None:
         raise ValueError(f"inputs have shape {shape} in one part and {shapes[-1]} in another: give all one shape")
     pool = source.parts.get("unlabelled")
-    pool_shape = pool.samples.shape if isinstance(pool, SamplesPart) else None if pool is not None else shape
+    pool_shape = shape if pool is None else None
+    if isinstance(pool, SamplesPart) and not pool.varied:
+        pool_shape = pool.samples.shape
     if image_size is None and channels is None and pool_shape == shape:
         return None
     if len(shape) != 3 or shape[0] not in (1, 3):

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -112,6 +112,13 @@ def _eight_bits(image: Image.Image, *, grey: bool) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
     wanted = "L" if grey else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
+
+
+class Probed(Protocol):
+    """A part whose images are looked at before their form is decided."""
+
+    def probe(self) -> tuple[Counter[tuple[int, int]], Counter[bool]]:
+        """Count sizes (height, width) and whether images are grey."""
 
 
 class ImagePart:
@@ -245,7 +252,7 @@ def is_void(name: str) -> bool:
     return name.lower() in ("unlabelled", "unlabeled", "void", "ignore", "ignored")
 
 
-def common_form(parts: Sequence[ImagePart], image_size: int | None, channels: int | None, notes: list[str]) -> Form:
+def common_form(parts: Sequence[Probed], image_size: int | None, channels: int | None, notes: list[str]) -> Form:
     """Decide which shape all images are brought to.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -11,27 +11,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
-    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
     TensorDataset,
     default_collate,
 )
 
-from stillroom.data.batch import map_tensors, tensors_in
-from stillroom.data.images import to_pixels
+from stillroom.data.items import DatasetSamples, Keys, known_labels, take_apart
 from stillroom.data.labels import own_tensor, read_labels
 from stillroom.data.parts import PARTS, Part, SamplesPart, Source, part_of
-from stillroom.data.samples import Samples, Splits, TensorSamples, as_input
+from stillroom.data.samples import Samples, Splits, TensorSamples
 from stillroom.data.tables import read_datasets
 
-INPUT_KEYS = ("inputs", "input", "image", "images", "pixel_values", "img", "x", "X", "data")
-LABEL_KEYS = ("labels", "label", "y", "target", "targets", "mask")
 CHUNK = 256
 
 
@@ -42,8 +37,9 @@ def read_objects(
 
     Args:
         spec: one part, that is `(X, y)`, `(X, None)`, X, a dict such as `{"inputs": X, "labels": y}` (further arrays
-            become fields), `Samples`, a torch `Dataset` or `DataLoader`, or a Hugging Face `Dataset`; or two parts
-            `(train, test)`; or a dict of parts by their names train, validation, test and unlabelled; or `Splits`.
+            become fields), `Samples`, a torch `Dataset` or `DataLoader`, a list of samples `(input, label)`, or a
+            Hugging Face `Dataset`; or two parts `(train, test)`; or a dict of parts by their names train, validation,
+            test and unlabelled; or `Splits`.
         task: what the labels shall be.
         image_column: key of the inputs in dicts; None to find it.
         label_column: key of the labels in dicts; None to find it.
@@ -85,47 +81,6 @@ def of_splits(splits: Splits) -> Source:
     return Source(parts, splits.kind, splits.classes, splits.name, list(splits.notes), splits.tokenizer)
 
 
-class DatasetSamples(Samples):
-    """The items of a torch data set, asked for whenever a batch needs them (so that its random transforms stay random).
-
-    Args:
-        dataset: gives `(input, label)`, an input alone, or a dict, by row number.
-        collate: joins a list of items to a batch of the same form; None: torch's way, images becoming tensors first.
-        keys: which keys of a dict are inputs and labels; None to find them.
-    """
-
-    lazy = True
-
-    def __init__(
-        self,
-        dataset: Any,
-        collate: Callable[[list[Any]], Any] | None = None,
-        keys: tuple[str | None, str | None] = (None, None),
-    ) -> None:
-        self.dataset, self.collate, self.keys = dataset, collate or _collate, keys
-        self._own_labels = True
-        inputs, _, _ = self.items(torch.tensor([0]))
-        first = next(iter(tensors_in(inputs)), None)
-        if first is None or not first.ndim:
-            raise TypeError(f"items of {type(dataset).__name__} hold no tensor, array or image: give it a transform")
-        super().__init__(len(dataset), first.shape[1:])
-
-    def _drop_labels(self) -> None:
-        super()._drop_labels()
-        self._own_labels = False
-
-    def items(self, rows: Tensor) -> tuple[Any, Any, dict[str, Any]]:
-        """Read inputs, labels as they come (words, too) and further fields of some rows, at least one."""
-        return _take_apart(self.collate([self.dataset[row] for row in rows.tolist()]), self.keys)
-
-    def _read(self, rows: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
-        if not len(rows):
-            return torch.zeros(0, *self.shape), None, {}
-        inputs, labels, fields = self.items(rows)
-        inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else as_input(t))
-        return inputs, labels if self._own_labels and isinstance(labels, Tensor) else None, fields
-
-
 class _WithInputs:
     """Says that labels are too large to keep and are read with the inputs."""
 
@@ -154,10 +109,35 @@ def _parts_of(spec: Any) -> dict[str, Any]:
 
 def _is_part(value: Any) -> bool:
     whole = isinstance(value, (Dataset, DataLoader, Mapping)) or _is_hugging_face(value)
-    return whole or (isinstance(value, tuple) and len(value) == 2)
+    return whole or (isinstance(value, tuple) and len(value) == 2) or _is_list_of_samples(value)
 
 
-def _read_part(spec: Any, part: str, keys: tuple[str | None, str | None], notes: list[str]) -> tuple[Samples, Any]:
+def _is_list_of_samples(value: Any) -> bool:
+    """Whether a list holds an image, a dict, or an input that is an array with its label, per sample."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, (tuple, list)) and 1 <= len(first) <= 2:
+        return isinstance(first[0], (Image.Image, Mapping)) or (_is_array(first[0]) and bool(np.ndim(first[0])))
+    return isinstance(first, (Image.Image, Mapping))
+
+
+def _refuse_batches(items: list[Any]) -> None:
+    """Refuse a list of batches: as many labels as rows of the input, in every item."""
+    lengths = set()
+    for item in items:
+        if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(map(_is_array, item)):
+            return
+        inputs, labels = np.shape(item[0]), np.shape(item[1])
+        if len(inputs) < 2 or len(labels) != 1 or labels[0] != inputs[0]:
+            return
+        lengths.add(labels[0])
+    if len(lengths) > 1 or not torch.as_tensor(items[0][1]).is_floating_point():
+        raise ValueError(
+            f"the list holds {len(items)} batches, the first of {len(items[0][1])} samples, not samples: pass the data "
+            "set or the DataLoader they come from, or arrays (X, y)"
+        )
+
+
+def _read_part(spec: Any, part: str, keys: Keys, notes: list[str]) -> tuple[Samples, Any]:
     """Read one part: its samples, and its labels as they come."""
     if isinstance(spec, Samples):
         return spec, _WITH_INPUTS if spec.labels is None and spec.lazy else spec.labels
@@ -171,7 +151,7 @@ def _read_part(spec: Any, part: str, keys: tuple[str | None, str | None], notes:
     if isinstance(spec, TensorDataset) and len(spec.tensors) <= 2:
         spec = (spec.tensors[0], spec.tensors[1] if len(spec.tensors) == 2 else None)
     if isinstance(spec, Mapping):
-        inputs, labels, fields = _take_apart(spec, keys)
+        inputs, labels, fields = take_apart(spec, keys)
         tensors = {name: array_inputs(value, name, []) for name, value in fields.items()}
         return TensorSamples(array_inputs(inputs, part, notes), fields=tensors), labels
     if isinstance(spec, (tuple, list)) and len(spec) == 2 and (_is_array(spec[0]) or isinstance(spec, tuple)):
@@ -179,6 +159,9 @@ def _read_part(spec: Any, part: str, keys: tuple[str | None, str | None], notes:
         if spec[1] is not None and len(spec[1]) != len(inputs):
             raise ValueError(f"X has {len(inputs)} rows, but y has {len(spec[1])}: give one label per row")
         return TensorSamples(inputs), spec[1]
+    if _is_list_of_samples(spec):
+        _refuse_batches(spec)
+        return _read_dataset(spec, None, part, keys, notes)
     if _is_array(spec) or isinstance(spec, list):
         return TensorSamples(array_inputs(spec, part, notes)), None
     if hasattr(spec, "__getitem__") and hasattr(spec, "__len__") and not isinstance(spec, str):
@@ -189,9 +172,7 @@ def _read_part(spec: Any, part: str, keys: tuple[str | None, str | None], notes:
     )
 
 
-def _read_loader(
-    loader: DataLoader[Any], part: str, keys: tuple[str | None, str | None], notes: list[str]
-) -> tuple[Samples, Any]:
+def _read_loader(loader: DataLoader[Any], part: str, keys: Keys, notes: list[str]) -> tuple[Samples, Any]:
     if isinstance(loader.dataset, IterableDataset):
         return _read_part(loader.dataset, part, keys, notes)
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
@@ -203,6 +184,10 @@ def _read_loader(
             f"the DataLoader draws through a {type(sampler).__name__}, which would be lost: pass the rows that it "
             "draws from as a torch.utils.data.Subset"
         )
+    notes.append(
+        f"of the DataLoader its data set is taken: its batch size of {loader.batch_size} is not used (choose with "
+        "batch_size=)"
+    )
     collate = None if loader.collate_fn is default_collate else loader.collate_fn
     if collate is None:
         return _read_part(loader.dataset, part, keys, notes)
@@ -213,93 +198,33 @@ def _read_dataset(
     dataset: Any,
     collate: Callable[[list[Any]], Any] | None,
     part: str,
-    keys: tuple[str | None, str | None],
+    keys: Keys,
     notes: list[str],
 ) -> tuple[Samples, Any]:
     if not len(dataset):
         raise ValueError(f"the {part} data set is empty: give at least one sample")
     samples = DatasetSamples(dataset, collate, keys)
+    notes.extend(samples.notes)
     inputs, labels, _ = samples.items(torch.tensor([0]))
     if isinstance(inputs, Tensor):
         _check_range(inputs, "the first input", notes)
-    if labels is None:
-        return samples, None
-    if isinstance(labels, Tensor) and labels.ndim > 2:
-        return samples, _WITH_INPUTS
-    known = None if collate is not None else _known_labels(dataset)
-    if known is not None and _agrees(known, samples):
+    few = torch.linspace(0, len(samples) - 1, min(len(samples), 8)).long()
+    if labels is None or (isinstance(labels, Tensor) and labels.ndim > 2):
+        samples.look(few)
+        return samples, None if labels is None else _WITH_INPUTS
+    known = None if collate is not None else known_labels(dataset)
+    if known is not None and _agree(known[few], samples.look(few)):
         return samples, known
     notes.append(f"all {len(dataset)} items of the {part} data set were read once, to learn their labels")
-    chunks = [samples.items(rows)[1] for rows in torch.arange(len(samples)).split(CHUNK)]
+    chunks = [samples.look(rows) for rows in torch.arange(len(samples)).split(CHUNK)]
     if all(isinstance(chunk, Tensor) for chunk in chunks):
         return samples, torch.cat(chunks)
     return samples, [label for chunk in chunks for label in chunk]
 
 
-def _known_labels(dataset: Any) -> Tensor | None:
-    """Find the labels of a data set without reading its items, where it keeps them as torchvision does."""
-    if isinstance(dataset, Subset):
-        whole = _known_labels(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
-        several = [_known_labels(one) for one in dataset.datasets]
-        return None if any(one is None for one in several) else torch.cat([one for one in several if one is not None])
-    for name in ("targets", "labels"):
-        found = getattr(dataset, name, None)
-        if (
-            isinstance(found, (Tensor, np.ndarray, Sequence))
-            and not isinstance(found, str)
-            and len(found) == len(dataset)
-        ):
-            try:
-                return torch.as_tensor(found)
-            except (TypeError, ValueError):
-                continue
-    return None
-
-
-def _agrees(known: Tensor, samples: DatasetSamples) -> bool:
-    """Whether known labels are what the items carry, on a few rows (a transform may change them)."""
-    rows = torch.linspace(0, len(samples) - 1, min(len(samples), 8)).long()
-    labels = samples.batch(rows).labels
-    return labels is not None and labels.shape == known[rows].shape and bool((labels == known[rows]).all())
-
-
-def _take_apart(item: Any, keys: tuple[str | None, str | None]) -> tuple[Any, Any, dict[str, Any]]:
-    """Split an item, or a batch of them, into inputs, labels and further fields."""
-    if isinstance(item, Mapping):
-        for given in keys:
-            if given is not None and given not in item:
-                raise ValueError(f"{given!r} is not among the keys {', '.join(map(str, item))}")
-        input_key = keys[0] or next((key for key in INPUT_KEYS if key in item), None)
-        label_key = keys[1] or next((key for key in LABEL_KEYS if key in item and key != input_key), None)
-        labels = None if label_key is None else item[label_key]
-        rest = {str(key): value for key, value in item.items() if key not in (input_key, label_key)}
-        if input_key is None:  # a model that takes a dict, as those for language do
-            return rest, labels, {}
-        fields = {key: value for key, value in rest.items() if isinstance(value, (Tensor, np.ndarray))}
-        return item[input_key], labels, fields
-    if isinstance(item, (tuple, list)):
-        if not 1 <= len(item) <= 2:
-            raise ValueError(f"items hold {len(item)} values: expected (input, label), an input alone, or a dict")
-        return item[0], item[1] if len(item) == 2 else None, {}
-    return item, None, {}
-
-
-def _collate(items: list[Any]) -> Any:
-    return default_collate([_tensors(item) for item in items])
-
-
-def _tensors(item: Any) -> Any:
-    if isinstance(item, Image.Image):
-        return to_pixels(item)
-    if isinstance(item, Mapping):
-        return {key: _tensors(value) for key, value in item.items() if value is not None}
-    if isinstance(item, (tuple, list)):
-        if len(item) == 2 and item[1] is None:
-            return (_tensors(item[0]),)
-        return tuple(_tensors(value) for value in item)
-    return item
+def _agree(known: Tensor, found: Any) -> bool:
+    """Whether known labels are what the items carry (a transform may change them)."""
+    return isinstance(found, Tensor) and found.shape == known.shape and bool((found == known).all())
 
 
 def _is_array(value: Any) -> bool:
@@ -318,7 +243,13 @@ def array_inputs(value: Any, name: str, notes: list[str]) -> Tensor:
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
     else:
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} inputs are a {type(value).__name__} of {len(value)} values of different shapes: give an array "
+                "(N, ...), or a data set or list of samples (input, label)"
+            ) from error
         if array.dtype.kind not in "buif":
             raise TypeError(f"{name} inputs must be numbers, given an array of dtype {array.dtype}")
         tensor = own_tensor(array)

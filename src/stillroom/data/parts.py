@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ class Part(Protocol):
 
     def load(self, rows: Tensor, form: Form | None, lazy: bool, notes: list[str]) -> Samples:
         """Read rows now, or later where `lazy`; `index` of the result holds the rows."""
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """Samples that bring their images to a form by themselves, whenever they are read."""
+
+    def fitted(self, form: Form) -> Samples:
+        """Return the same samples in that form."""
 
 
 @dataclass
@@ -74,10 +83,42 @@ class SamplesPart:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def shapes(self) -> Counter[tuple[int, ...]]:
+        """Shapes of the inputs that were looked at, and how often."""
+        return Counter(self.samples.shapes or {self.samples.shape: len(self)})
+
+    @property
+    def varied(self) -> bool:
+        """Whether inputs differ in shape."""
+        return len(self.shapes) > 1
+
+    def probe(self) -> tuple[Counter[tuple[int, int]], Counter[bool]]:
+        """Count sizes (height, width) and whether images are grey, over the images that were looked at.
+
+        Raises:
+            ValueError: inputs that differ in shape are no images.
+        """
+        sizes: Counter[tuple[int, int]] = Counter()
+        greys: Counter[bool] = Counter()
+        for shape, count in self.shapes.items():
+            if len(shape) != 3 or shape[0] not in (1, 3):
+                raise ValueError(
+                    f"inputs of different shapes, {shape} among them, are no images (1 or 3, height, width), so they "
+                    "cannot be brought to one: give all one shape in the data set"
+                )
+            sizes[shape[1], shape[2]] += count
+            greys[shape[0] == 1] += count
+        return sizes, greys
+
     def load(self, rows: Tensor, form: Form | None, lazy: bool, notes: list[str]) -> Samples:
         """Take rows, and bring their images to a form where it is another."""
         samples = self.samples.subset(rows).renumber(rows)
-        if form is None or form.shape == samples.shape:
+        if form is None:
+            return samples
+        if isinstance(samples, Fits):  # also where the first image has the form: others need not have it
+            return samples.fitted(form)
+        if form.shape == samples.shape:
             return samples
         if isinstance(samples, TensorSamples):
             return samples.change_inputs(lambda images: fit_tensor(images, form))

@@ -56,6 +56,9 @@ class Samples(Dataset[Any]):
     reads_labels: bool = False
     """Whether labels that come with the inputs go before those known up front (boxes that move with their image)."""
 
+    shapes: Mapping[tuple[int, ...], int] | None = None
+    """Shapes that inputs were found to have, and how often, where they need not be all one; None: all have `shape`."""
+
     draws: int = 0
     """Random numbers that a row takes each time it is trained on (where to cut a patch); see `_read_drawn`."""
 

@@ -1,0 +1,119 @@
+"""Items of data sets: images of several sizes and modes, arrays, lists of samples and of batches."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from stillroom.data import load_data
+
+X = torch.arange(20 * 3 * 4 * 4).view(20, 3, 4, 4) / 960
+Y = torch.arange(20) % 2
+
+
+def note(splits, *words):
+    return any(all(word in text for word in words) for text in splits.notes)
+
+
+class Uneven(Dataset):
+    """Images that differ in size or mode; their grey value says which row they are."""
+
+    def __init__(self, form, count=20):
+        self.form, self.count = form, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        if row >= self.count:
+            raise IndexError(row)
+        high, label, grey = 8 + row % 3, row % 2, 10 * row
+        return {
+            "sizes": (Image.new("L", (8, high), grey), label),
+            "modes": (Image.new("RGB", (8, 8), (grey,) * 3) if row % 2 else Image.new("L", (8, 8), grey), label),
+            "dict": {"image": Image.new("RGB", (8, high), (grey,) * 3), "label": label, "age": float(row)},
+            "tensors": (torch.full((1, high, 8), grey / 255), label),
+            "arrays": (np.full((high, 8, 3), grey, dtype=np.uint8), label),
+            "words": (Image.new("L", (8, high), grey), "ab"[label]),
+            "alone": Image.new("L", (8, high), grey),
+            "masks": (Image.new("L", (8, high), grey), torch.full((high, 8), label)),
+            "vectors": (torch.zeros(high), label),
+        }[self.form]
+
+
+@pytest.mark.parametrize("form", ["sizes", "modes", "dict", "tensors", "arrays", "words", "alone"])
+def test_images_of_several_sizes_and_modes_are_brought_to_one(form):
+    splits = load_data(Uneven(form), image_size=8, channels=3, validation_share=0)
+    for part in (splits.train, splits.test):
+        batch = part.batch(torch.arange(len(part)))
+        assert batch.inputs.shape[1:] == (3, 8, 8)
+        expected = (10 * batch.index / 255).view(-1, 1, 1, 1).expand_as(batch.inputs)
+        torch.testing.assert_close(batch.inputs, expected, rtol=0, atol=1e-5)
+        if form != "alone":
+            assert torch.equal(batch.labels, batch.index % 2)
+        if form == "dict":
+            assert torch.equal(batch.age.long(), batch.index)
+    assert note(splits, "3 different sizes to 8x8") == (form != "modes")
+
+
+def test_a_form_is_chosen_as_for_folders_where_none_is_named():
+    splits = load_data(Uneven("sizes"))
+    assert splits.train.shape == (1, 224, 224)
+    assert note(splits, "3 different sizes", "224x224", "image_size=")
+    splits = load_data(Uneven("modes"))
+    assert splits.train.shape == (3, 8, 8)
+    assert note(splits, "some images are grey and some in colour")
+    pool = load_data((X, Y), unlabelled=Uneven("sizes", 5))
+    assert pool.unlabelled.batch([0, 1, 2]).inputs.shape == (3, 3, 4, 4)
+    assert load_data({"train": Uneven("sizes"), "test": Uneven("modes")}, image_size=8).train.shape == (3, 8, 8)
+
+
+class KnowsLabels(Uneven):
+    """Says its labels, and differs in size only where nobody looks."""
+
+    def __init__(self):
+        super().__init__("sizes")
+        self.targets = [row % 2 for row in range(20)]
+
+    def __getitem__(self, row):
+        image, label = super().__getitem__(row)
+        return image if row == 1 else image.resize((8, 8)), label
+
+
+def test_sizes_that_cannot_be_joined_are_refused_in_a_sentence():
+    splits = load_data(KnowsLabels(), validation_share=0)
+    with pytest.raises(ValueError, match=r"KnowsLabels .*\(1, 8, 8\) and \(1, 9, 8\): pass image_size="):
+        [part.batch(torch.arange(len(part))) for part in (splits.train, splits.test)]
+    assert load_data(KnowsLabels(), image_size=8).train.batch([0, 1]).inputs.shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="masks that a data set makes"):
+        load_data(Uneven("masks"), image_size=8)
+    with pytest.raises(ValueError, match=r"\(9,\).*no images|\(8,\).*no images|\(10,\).*no images"):
+        load_data(Uneven("vectors"))
+
+
+def test_a_list_of_samples_is_a_data_set():
+    for spec in (list(TensorDataset(X, Y)), [[image.numpy(), int(label)] for image, label in zip(X, Y, strict=True)]):
+        splits = load_data(spec, validation_share=0)
+        batch = splits.train.batch(torch.arange(len(splits.train)))
+        assert torch.equal(batch.inputs, X[batch.index])
+        assert torch.equal(batch.labels, Y[batch.index])
+    pair = list(TensorDataset(X, Y))
+    assert len(load_data((pair[:15], pair[15:])).test) == 5
+    dicts = [{"image": image, "label": int(label)} for image, label in zip(X, Y, strict=True)]
+    assert load_data(dicts).classes == ["0", "1"]
+    assert load_data([Image.new("L", (4, 4)) for _ in range(8)]).kind == "unlabelled"
+
+
+def test_a_list_of_batches_is_refused():
+    for size in (7, 5):
+        with pytest.raises(ValueError, match=rf"batches, the first of {size} samples.*DataLoader"):
+            load_data(list(DataLoader(TensorDataset(X, Y), batch_size=size)))
+    tags = [(image, torch.tensor([0.0, 1.0, float(label)])) for image, label in zip(X, Y, strict=True)]
+    assert load_data(tags).kind == "multi-label"
+    with pytest.raises(ValueError, match="a list of 2 values of different shapes"):
+        load_data([[1, 2], [3]])
+
+
+def test_the_batch_size_of_a_loader_is_said_not_to_be_used():
+    assert note(load_data(DataLoader(TensorDataset(X, Y), batch_size=7)), "batch size of 7 is not used", "batch_size=")
