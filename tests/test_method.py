@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from stillroom.baselines import KD
+from stillroom.data.batch import Batch
 from stillroom.method import Clock, Losses, Method, Needs
 from tests.toys import batch, mlp
 
@@ -104,3 +105,18 @@ def test_by_default_one_player_has_everything():
     assert player == "student"
     assert list(losses) == ["gap"]
     assert method.product is method.student
+
+
+@pytest.mark.parametrize("given", [(torch.zeros(2, 6), torch.zeros(2)), {"inputs": torch.zeros(2, 6)}, torch.zeros(2)])
+def test_what_is_no_batch_is_refused(given):
+    with pytest.raises(
+        TypeError, match=rf"KD learns from a .*Batch, given a {type(given).__name__}: wrap what a loader"
+    ):
+        KD(mlp(), mlp(seed=1))(given)
+
+
+def test_plain_numbers_in_lists_become_tensors():
+    made = Batch(torch.zeros(3, 6), [0, 2, 1], [4, 5, 6])
+    assert torch.equal(made.labels, torch.tensor([0, 2, 1]))
+    assert torch.equal(made.index, torch.tensor([4, 5, 6]))
+    assert list(KD(mlp(), mlp(seed=1))(made)) == list(KD(mlp(), mlp(seed=1))(batch()))

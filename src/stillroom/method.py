@@ -208,6 +208,19 @@ class Method(nn.Module):
         self.rates: dict[str, float] = {}  # learning rate of each player in the coming step; `fit` sets it
         self._held: set[str] = set()  # parameters that the running stage holds still
 
+    def __call__(self, batch: Batch, *more: Any, **named: Any) -> Losses:
+        """Compute the named losses of a batch: `forward`, and hooks.
+
+        Raises:
+            TypeError: something else than a `Batch` is given.
+        """
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"{type(self).__name__} learns from a stillroom.data.Batch, given a {type(batch).__name__}: wrap what "
+                "a loader gives, Batch(inputs, labels)"
+            )
+        return super().__call__(batch, *more, **named)  # type: ignore[no-any-return]
+
     def forward(self, batch: Batch) -> Losses:
         """Compute the named losses of a batch."""
         raise TypeError(f"{type(self).__name__} must define forward(batch) -> Losses")

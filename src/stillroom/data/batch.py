@@ -40,8 +40,8 @@ class Batch:
         inputs: what the networks are called with: a tensor `(N, ...)`, or a list, tuple or dict of them; `Ragged`
             where every sample has a shape of its own.
         labels: `(N, ...)` as the task says; None where there are none. Rows without a label hold -100 (integers) or NaN
-            (floats). Or `Ragged`, one value per sample; a plain list becomes one, and so do inputs that are a list
-            then.
+            (floats). Or `Ragged`, one value per sample; a list becomes one, and so do inputs that are a list then, but
+            for a list of plain numbers, which becomes a tensor.
         index: `(N,)` int64, the number of each sample in its data set: caches and per-sample memories use it.
         **fields: further named values, read as attributes; tensors of first size N are cut and moved with the rest.
 
@@ -50,6 +50,10 @@ class Batch:
     """
 
     def __init__(self, inputs: Any, labels: Any = None, index: Tensor | None = None, **fields: Any) -> None:
+        if isinstance(labels, list) and labels and all(isinstance(one, (int, float)) for one in labels):
+            labels = torch.tensor(labels)
+        if isinstance(index, list):
+            index = torch.tensor(index, dtype=torch.int64)
         if isinstance(labels, list):
             labels = labels if isinstance(labels, Ragged) else Ragged(labels)
             inputs = Ragged(inputs) if type(inputs) is list else inputs
