@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stillroom.experiment.claim import Claim
-from stillroom.experiment.findings import read
+from stillroom.experiment.findings import Span, read
 from stillroom.experiment.wording import Scale, count, duration, gap_closed, headline, milliseconds, ratio, signed, size
 from tests.experiment.sample_results import LONG, MINIMAL, arm, compared, distilled, gain, of_system, page_of
 
@@ -179,3 +179,15 @@ def test_a_verdict_in_other_words_is_printed_as_it_is_and_a_wrong_one_refused():
 )
 def test_numbers_are_written_sensibly(written, expected):
     assert written == expected
+
+
+def test_intervals_of_shares_end_where_shares_do():
+    scale = Scale.of("accuracy", [0.5, 0.9])
+    assert scale.span(Span(0.7, -0.2, 1.4)) == "0.0 to 100.0%"
+    assert Scale.of("r2", [0.5, 0.9]).span(Span(0.7, -0.2, 1.4)) == "\N{MINUS SIGN}0.200 to 1.400"
+
+
+def test_a_metric_that_is_nan_is_a_dash():
+    scale = Scale.of("nll", [float("nan"), 0.5, 0.7])
+    assert scale.value(float("nan")) == "\N{EN DASH}"
+    assert scale.value(0.5) == "0.500"

@@ -186,6 +186,7 @@ def step_memory(arm: Any, experiment: Experiment, seed: int, teacher: Any, devic
         before = torch.cuda.memory_allocated()
         train()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of GPUs that are not there
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         train()
     held = most = 0

@@ -55,10 +55,11 @@ class Scale:
         return f"{signed(100 * value, self.decimals)}%" if self.percent else signed(value, self.decimals) + unit
 
     def span(self, span: Span) -> str:
-        """The limits of an interval of values: "96.8 to 97.9%"; empty where there is none."""
+        """The limits of an interval of values: "96.8 to 97.9%"; shares end at 0 and 100%; empty where there is none."""
         if span.limits is None:
             return ""
-        low, high = self.value(span.limits[0]), self.value(span.limits[1])
+        limits = [min(max(limit, 0.0), 1.0) for limit in span.limits] if self.percent else span.limits
+        low, high = self.value(limits[0]), self.value(limits[1])
         return f"{low.removesuffix('%').removesuffix(' dB')} to {high}"
 
     def gap(self, number: float | None, *, plus: bool = False) -> str:
