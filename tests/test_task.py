@@ -222,6 +222,15 @@ def test_a_module_is_measured_in_eval_mode_and_set_back():
     assert network.training
 
 
+def test_measured_inputs_that_are_not_finite_are_named():
+    batches = [Batch(torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([7, 5]))]
+    batches.append(Batch(torch.tensor([[0.0] * 4, [math.nan] * 4]), torch.tensor([0, 1]), torch.tensor([3, 9])))
+    with pytest.raises(ValueError, match=r"NaN .*\(of the samples numbered 9\)"):
+        Classification().evaluate(nn.Linear(4, 3), batches)
+    with pytest.raises(ValueError, match="NaN or infinite values: repair"):
+        Classification().evaluate(nn.Linear(4, 3), [Batch(batches[1].inputs, batches[1].labels)])
+
+
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="evaluation split is empty"):
         Classification().evaluate(nn.Linear(4, 3), [])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stillroom.data import LazySamples, Splits, TensorSamples
+from stillroom.data import LazySamples, Splits, TensorSamples, load_data
 
 
 def images(count=6):
@@ -120,3 +120,27 @@ def test_rows_that_do_not_fit_are_refused():
         TensorSamples([])
     with pytest.raises(ValueError, match="'guessing'"):
         Splits(TensorSamples(images()), TensorSamples(images()), kind="guessing")
+
+
+def spoiled(*rows):
+    inputs = torch.arange(80.0).view(40, 2) / 100
+    inputs[list(rows)] = torch.tensor([0.5, float("nan")])
+    return inputs
+
+
+def test_values_that_are_not_finite_are_refused_wherever_they_are():
+    labels = torch.arange(40) % 2
+    splits = load_data((spoiled(), labels), seed=1)
+    for split in ("train", "validation", "test"):
+        row = int(getattr(splits, split).index[1])
+        with pytest.raises(ValueError, match=rf"1 sample of the {split} split holds NaN .*\(row {row} of the data\)"):
+            load_data((spoiled(row), labels), seed=1)
+    first, second = (spoiled(), labels), (spoiled(3, 39).mul(float("inf")), labels)
+    with pytest.raises(ValueError, match=r"40 samples of the test split hold NaN.*\(rows 0, 1, .*9 and 30 more of the"):
+        load_data((first, second))
+    with pytest.raises(ValueError, match=r"of the unlabelled split.*\(row 7 of the unlabelled part\)"):
+        load_data(first, unlabelled=spoiled(7))
+    whole = TensorSamples({"a": torch.zeros(5, 2), "b": torch.tensor([0, 0, torch.inf, 0, torch.nan])})
+    assert whole.not_finite().tolist() == [2, 4]
+    assert whole.subset([4, 1]).not_finite().tolist() == [0]
+    assert not len(TensorSamples(torch.zeros(5, 1, 2, 2, dtype=torch.uint8)).not_finite())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillroom.data.images import Form, ImagePart, common_form
+from stillroom.data.images import Form, ImagePart, common_form, listed
 from stillroom.data.parts import PARTS, Part, SamplesPart, Source, counting
 from stillroom.data.rows import hold_out, is_known
-from stillroom.data.samples import Samples
+from stillroom.data.samples import Samples, TensorSamples
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images that are kept in memory; above, they are decoded when needed
 TEST_SHARE = 0.2  # of a data set that comes in one piece
@@ -166,6 +166,7 @@ def load(source: Source, picks: dict[str, tuple[str, Tensor]], form: Form | None
         if name not in wanted:
             continue
         samples = part.load(wanted[name], form, lazy, source.notes)
+        _check_finite(source, name, samples, picks)
         place = torch.full((len(part),), -1)
         place[samples.index] = counting(len(samples))
         samples = samples.renumber(numbers[samples.index])
@@ -176,3 +177,18 @@ def load(source: Source, picks: dict[str, tuple[str, Tensor]], form: Form | None
     if "unlabelled" in loaded:
         loaded["unlabelled"] = loaded["unlabelled"].relabel(None)
     return loaded
+
+
+def _check_finite(source: Source, part: str, samples: Samples, picks: dict[str, tuple[str, Tensor]]) -> None:
+    """Refuse NaN and infinite values in samples that are held in memory, whatever split they went to."""
+    spoiled = samples.index[samples.not_finite()] if isinstance(samples, TensorSamples) else counting(0)
+    for split, (origin, chosen) in picks.items():
+        rows = spoiled[torch.isin(spoiled, chosen)] if origin == part else spoiled[:0]
+        if len(rows):
+            one = len(rows) == 1
+            whose = "data" if len(source.parts) == 1 else f"{part} part"
+            raise ValueError(
+                f"{len(rows)} {'sample' if one else 'samples'} of the {split} split {'holds' if one else 'hold'} NaN "
+                f"or infinite values ({'row' if one else 'rows'} {listed([str(row) for row in rows.tolist()])} of the "
+                f"{whose}): repair these rows or leave them out"
+            )

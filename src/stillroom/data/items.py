@@ -90,13 +90,13 @@ class DatasetSamples(Samples):
             ) from error
 
     def look(self, rows: Tensor) -> Any:
-        """Read some rows one by one, count the shapes of their inputs in `shapes`, and join their labels.
+        """Read some rows one by one, and count the shapes of their inputs in `shapes`.
 
         Args:
             rows: `(N,)` int64 row numbers, N of 1 or more.
 
         Returns:
-            Labels, a tensor or a list of N; None without labels.
+            Their labels: a list of N, or what `collate` made of them.
         """
         if self.collate is not None:
             return self.items(rows)[1]
@@ -105,7 +105,7 @@ class DatasetSamples(Samples):
             inputs, label, _ = take_apart(self._tensors(self.dataset[row]), self.keys)
             self.shapes[_shape_of(inputs)] += 1
             labels.append(label)
-        return None if any(label is None for label in labels) else default_collate(labels)
+        return labels
 
     def _read(self, rows: Tensor) -> tuple[Any, Tensor | None, Mapping[str, Tensor]]:
         if not len(rows):

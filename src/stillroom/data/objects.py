@@ -213,13 +213,17 @@ def _read_dataset(
         samples.look(few)
         return samples, None if labels is None else _WITH_INPUTS
     known = None if collate is not None else known_labels(dataset)
-    if known is not None and _agree(known[few], samples.look(few)):
+    if known is not None and _agree(known[few], _joined(samples.look(few))):
         return samples, known
     notes.append(f"all {len(dataset)} items of the {part} data set were read once, to learn their labels")
-    chunks = [samples.look(rows) for rows in torch.arange(len(samples)).split(CHUNK)]
+    chunks = [_joined(samples.look(rows)) for rows in torch.arange(len(samples)).split(CHUNK)]
     if all(isinstance(chunk, Tensor) for chunk in chunks):
         return samples, torch.cat(chunks)
     return samples, [label for chunk in chunks for label in chunk]
+
+
+def _joined(labels: Any) -> Any:
+    return default_collate(labels) if isinstance(labels, list) else labels
 
 
 def _agree(known: Tensor, found: Any) -> bool:

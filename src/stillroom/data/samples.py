@@ -29,6 +29,9 @@ KINDS: tuple[str, ...] = (
 )
 
 
+FINITE_CHUNK = 256  # rows that are looked at together
+
+
 class Samples(Dataset[Any]):
     """Base of data sets: a length, and a batch of any rows.
 
@@ -232,6 +235,18 @@ class TensorSamples(Samples):
         """Apply a function to the inputs of these samples (uint8 where they are kept so); the rest stays."""
         inputs = map_tensors(self._inputs, lambda tensor: tensor if self._rows is None else tensor[self._rows])
         return TensorSamples(function(inputs), self.labels, self.index, fields=self.fields)
+
+    def not_finite(self) -> Tensor:
+        """Row numbers, int64 and rising, of the samples whose inputs hold NaN or infinite values."""
+        found = []
+        for part in torch.arange(len(self)).split(FINITE_CHUNK):
+            rows = part if self._rows is None else self._rows[part]
+            spoiled = torch.zeros(len(rows), dtype=torch.bool)
+            for tensor in tensors_in(self._inputs):
+                if tensor.is_floating_point():
+                    spoiled |= ~tensor[rows].isfinite().reshape(len(rows), -1).all(1)
+            found.append(part[spoiled])
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 
     def _read(self, rows: Tensor) -> tuple[Any, None, Mapping[str, Tensor]]:
         return map_tensors(self._inputs, lambda tensor: as_input(tensor[rows])), None, {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
 from stillroom.data.batch import Batch, tensors_in
+from stillroom.data.images import listed
 from stillroom.losses import Reduction
 
 
@@ -207,9 +208,7 @@ class Task:
         """
         if len(batch) == 0:
             raise ValueError("the batch is empty: the data set or its selection holds no samples")
-        for tensor in tensors_in(batch.inputs):
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ValueError("the inputs hold NaN or infinite values: clean the data first")
+        check_finite(batch)
         if outputs is not None:
             if outputs.ndim < 2 or len(outputs) != len(batch):
                 raise ValueError(
@@ -255,6 +254,9 @@ class Task:
 
         Returns:
             Metric name -> value.
+
+        Raises:
+            ValueError: there is no batch, or inputs hold NaN or infinite values; the message names the samples.
         """
         training = isinstance(network, nn.Module) and network.training
         if isinstance(network, nn.Module):
@@ -264,6 +266,7 @@ class Task:
         width: int | None = None
         try:
             for batch in batches:
+                check_finite(batch)
                 for piece in self.pieces(batch, width):
                     piece = piece.to(device or "cpu")
                     outputs = _ask(network, piece)
@@ -278,6 +281,22 @@ class Task:
         if meter is None:
             raise ValueError("there is nothing to measure on: the evaluation split is empty")
         return meter.compute()
+
+
+def check_finite(batch: Batch) -> None:
+    """Refuse inputs that hold NaN or infinite values.
+
+    Raises:
+        ValueError: with the numbers of the samples, where they have some.
+    """
+    for tensor in tensors_in(batch.inputs):
+        if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+            continue
+        which = ""
+        if batch.index is not None and tensor.ndim and len(tensor) == len(batch.index):
+            spoiled = ~tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else ~tensor.isfinite()
+            which = f" (of the samples numbered {listed([str(row) for row in batch.index[spoiled].tolist()])})"
+        raise ValueError(f"the inputs hold NaN or infinite values{which}: repair these samples or leave them out")
 
 
 def _ask(network: Callable[[Any], Tensor], batch: Batch) -> Tensor:
