@@ -122,12 +122,13 @@ def test_a_measured_teacher_that_nobody_knows_is_measured_again(tmp_path):
 
 
 def test_distilling_goes_on_with_its_own_models_and_data_only(tmp_path):
-    given = {"teacher": trained_teacher(), "student": small, "data": splits(), "steps": 4, "seeds": 1, **QUIET}
+    given = {"teacher": trained_teacher(), "student": small(), "data": splits(), "steps": 4, "seeds": 1, **QUIET}
     stillroom.distill(**given, out=tmp_path / "run")
     for changes, message in (
         ({"teacher": learned(1)}, "another teacher"),
         ({"data": others()}, "other data"),
-        ({"student": other}, "another student"),
+        ({"student": mlp(hidden=4, seed=1)}, "another student"),
+        ({"student": other}, r"other options \(student\)"),
     ):
         with pytest.raises(ValueError, match=message):
             stillroom.distill(**given | changes, out=tmp_path / "run", resume=True)
