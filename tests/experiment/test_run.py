@@ -2,13 +2,16 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stillroom.experiment import Claim, forks
 from stillroom.experiment.budget import check_machine
@@ -165,6 +168,35 @@ def test_the_server_ends_with_its_parent_even_while_it_imports():
         time.sleep(0.1)
     else:
         pytest.fail("the server is still there")
+
+
+def test_a_run_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(3)
+    np.random.seed(4)  # noqa: NPY002
+    random.seed(5)
+    first = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
+    torch.manual_seed(3)
+    np.random.seed(4)  # noqa: NPY002
+    random.seed(5)
+    experiment(arms={"alone": drawing}).run([0, 1], **QUIET)
+    second = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
+    assert torch.equal(first[0], second[0])
+    assert (first[1] == second[1]).all()
+    assert first[2] == second[2]
+
+
+def drawing(seed, context):
+    return {"reward": random.random() + float(torch.rand(1)), "cost": 0.0}
+
+
+def test_going_on_with_nothing_is_said(tmp_path):
+    lines = []
+    options = {"device": "cpu", "resume": True, "say": lines.append}
+    experiment().run([0, 1], tmp_path / "typo", **options)
+    assert any("there is no run in" in line and "starts anew" in line for line in lines)
+    lines.clear()
+    experiment().run([0, 1], tmp_path / "typo", **options)
+    assert not any("starts anew" in line for line in lines)
 
 
 def test_an_arm_that_cannot_be_sent_to_processes_is_refused():

@@ -87,7 +87,8 @@ def results_of(
     }
     return {
         "kind": "system" if experiment.system else "compare",
-        "title": experiment.title or experiment.system or "experiment",
+        "title": (experiment.title or experiment.system or "experiment")
+        + (" (tiny: tries the plumbing, measures nothing)" if experiment.is_tiny else ""),
         "question": experiment.question,
         "system": experiment.system,
         "method": experiment.method,

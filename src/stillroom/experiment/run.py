@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stillroom import processes
-from stillroom.checkpoint import seed_everything, write_json
+from stillroom.checkpoint import random_state, seed_everything, set_random_state, write_json
 from stillroom.data.samples import Splits
 from stillroom.experiment import forks
 from stillroom.experiment.arm import Context, TrainingArm, is_method
@@ -165,10 +165,13 @@ class Experiment:
         plan = _Plan(self, place, device, workers, threads_for(jobs), resume)
         if executor == "processes":
             forks.begin(jobs)
+        random = random_state()
         try:
             if processes.is_first():
                 refuse_held(place)
                 Started(self, place).check_folder(resume=resume)
+                if resume and not Started(self, place).is_known:
+                    speak(f"there is no run in {place} to go on with: it starts anew")
             kept = None if temporary or not processes.is_first() else place
             with says_how_to_go_on(kept, lambda: plan.how_far(seeds)), locked(kept):
                 results = self._run_in(
@@ -185,6 +188,7 @@ class Experiment:
                     write_json(place / "results.json", results)
             return results
         finally:
+            set_random_state(random)  # the caller's own draws are none of the run's
             if temporary and processes.is_first():
                 shutil.rmtree(place, ignore_errors=True)
 
