@@ -233,3 +233,87 @@ def test_a_killed_run_goes_on_to_the_same_numbers(here, capsys):
     whole, resumed = (json.loads((here / name / "summary.json").read_text()) for name in ("whole", "killed"))
     assert resumed["arms"] == whole["arms"]
     assert resumed["difference"] == whole["difference"]
+
+
+# ---- code of one's own -----------------------------------------------------------------------------------------------
+
+
+OWN = """
+from torch import nn
+from stillroom import Losses, Method, Needs
+from stillroom.losses import cross_entropy
+
+
+def small(classes, channels=1):
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, classes))
+
+
+class Squared(Method):
+    needs = Needs(labels="every")
+
+    def __init__(self, student, teacher, *, weight: float = 1.0):
+        super().__init__(student, teacher)
+        self.weight = weight
+
+    def forward(self, batch):
+        logits = self.student(batch.inputs)
+        far = (logits - self.teacher(batch)).square().mean()
+        return Losses(label=cross_entropy(logits, batch.labels), far=far, weights={"far": self.weight}, outputs=logits)
+"""
+
+
+@pytest.fixture(name="own")
+def make_own(here):
+    (here / "own.py").write_text(OWN)
+    return here
+
+
+def test_a_student_of_ones_own_code_is_used_again_when_that_is_trusted(own, capsys):
+    teacher = "--teacher conv-8-16 --teacher-epochs 12"
+    assert run(f"distill {teacher} --student own.py:small --steps 60 --lr 0.02 {SMALL[10:]} --out m1", capsys)[0] == 0
+    for line in ("export m1/student --format torch", f"check --teacher m1/student --student conv-4-8 {SMALL}"):
+        code, _, error = run(line, capsys)
+        assert code == 2
+        assert "--trust-code" in error
+        code, _, error = run(f"{line} --trust-code", capsys)
+        assert code == 0, error
+    again = f"--teacher m1/teacher --student m1/student --trust-code --seeds 2 {SMALL} --jobs 2"
+    code, _, error = run(f"distill {again} --out m2", capsys)
+    assert code == 0, error
+    assert "--trust-code" in json.loads((own / "m2/results.json").read_text())["command"]
+    card = (own / "m2/student/README.md").read_text()
+    assert "trust_code=True" in card
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_method_of_ones_own_is_named_by_its_file(own, capsys, jobs):
+    small = f"{TINY} --jobs {jobs} --seeds 2"
+    code, _, error = run(f"distill {small} --method own.py:Squared --method.weight 0.5", capsys)
+    assert code == 0, error
+    results = json.loads((own / "stillroom-runs/digits-squared-1/results.json").read_text())
+    assert results["method"] == "squared"
+    assert "--method own.py:Squared" in results["command"]
+    assert "--method.weight 0.5" in results["command"]
+    code, _, error = run(f"compare {small} --methods kd,own.py:Squared --Squared.weight 0.5 --out board", capsys)
+    assert code == 0, error
+    results = json.loads((own / "board/results.json").read_text())
+    assert set(results["arms"]) == {"teacher", "alone", "kd", "squared"}
+    assert results["config"]["method_options"] == {"squared": {"weight": 0.5}}
+    assert "--methods kd,own.py:Squared" in results["command"]
+    assert "--squared.weight 0.5" in results["command"]
+
+
+def test_check_takes_a_method_of_ones_own(own, capsys, monkeypatch):
+    code, out, error = run(f"check {TINY} --method own.py:Squared --method.weight 0.5", capsys)
+    assert code == 0, error
+    assert "far " in out
+
+
+def test_lists_are_written_with_commas(here, capsys):
+    code, _, error = run(f"distill {TINY} --lr 0.01,0.003 --seeds 3,5 --out run", capsys)
+    assert code == 0, error
+    assert json.loads((here / "run/results.json").read_text())["seeds"] == [3, 5]
+    assert {path.name for path in (here / "run/arms/kd/seed-3").glob("lr-*")} == {"lr-0.01", "lr-0.003"}
+    text = " ".join(run("distill --help", capsys)[1].split())
+    assert "as 0.1,0.01" in text
+    assert "as 0,1,7" in text

@@ -120,6 +120,42 @@ def test_somebodys_own_method_works_by_class():
     assert run(method=partial(KD, temperature=2.0), seeds=1).results["method"] == "kd"
 
 
+class Far(KD):
+    """Somebody's own."""
+
+
+def test_a_method_that_is_built_already_is_refused():
+    built = KD(tiny_student(), trained_teacher())
+    with pytest.raises(TypeError, match=r"a KD that is built already, expected its class.*functools.partial\(KD, "):
+        run(method=built)
+    with pytest.raises(TypeError, match=r"must be a subclass of stillroom.Method .*, given dict"):
+        run(method=dict)
+
+
+def test_compare_takes_classes_and_partials_with_names_of_their_own():
+    given = {"teacher": trained_teacher(), "student": tiny_student, "data": splits(), "steps": 2, "seeds": 1} | QUIET
+    listed = stillroom.compare(["dkd", KD, partial(Far, temperature=2.0)], **given)
+    assert list(listed["arms"]) == ["teacher", "alone", "dkd", "kd", "far"]
+    assert listed["config"]["methods"] == ["dkd", "kd", "far"]
+    hot = {"warm": KD, "hot": partial(KD, temperature=8.0), "pld": "pld"}
+    named = stillroom.compare(hot, method_options={"warm": {"temperature": 2.0}}, **given)
+    assert list(named["arms"]) == ["teacher", "alone", "warm", "hot", "pld"]
+    assert "methods={'warm': <stillroom.baselines.KD>, 'hot': <functools.partial(" in named["command"]
+    with pytest.raises(ValueError, match=r"every method must be named once, given kd, kd: .* a dict of names"):
+        stillroom.compare([KD, partial(KD, temperature=8.0)], **given)
+    with pytest.raises(ValueError, match=r"'alone' is what the student alone is called"):
+        stillroom.compare({"kd": "kd", "alone": KD}, **given)
+
+
+def test_what_repeats_a_run_from_python_is_a_call():
+    r = run(seeds=[4], steps=2, epochs=None, method="dkd", method_options={"beta": 4.0})
+    assert r.results["command"] == (
+        "stillroom.distill(teacher=<torch.nn.modules.container.Sequential>, student=<tests.test_distill.tiny_student>, "
+        "data=<stillroom.data.samples.Splits>, method='dkd', method_options={'beta': 4.0}, steps=2, batch_size=16, "
+        "lr=0.02, seeds=[4], device='cpu')"
+    )
+
+
 def test_a_function_and_several_teachers_can_teach():
     network = trained_teacher()
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stillroom.blocks import unwrapped
-from stillroom.hub import Model, load, load_folder, save
+from stillroom.hub import Model, export, load, load_folder, save
+from stillroom.hub.folder import Trusted, loading_code
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
@@ -208,10 +209,10 @@ def test_what_training_put_around_the_network_is_left_out(tmp_path):
 def test_a_plain_module_is_loaded_into_a_network_that_is_given(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
     save(net, tmp_path)
-    with pytest.raises(ValueError, match=r"the code 'torch\.nn\.modules\.container\.Sequential' builds.* as model="):
-        load_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"do not fit Sequential: 2 unknown \(1\.bias, 1\.weight\)"):
-        load_folder(tmp_path, trust_code=True)
+    for trusting, sentence in ((False, "given as a module"), (True, "with other layers")):
+        with pytest.raises(ValueError, match=rf"Sequential .*{sentence}.* as model= of stillroom.load") as e:
+            load_folder(tmp_path, trust_code=trusting)
+        assert "trust_code" not in str(e.value)
     again = load_folder(tmp_path, model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)))
     assert torch.equal(again(IMAGES), net(IMAGES))
 
@@ -219,12 +220,12 @@ def test_a_plain_module_is_loaded_into_a_network_that_is_given(tmp_path):
 def test_a_class_without_arguments_is_built_when_its_code_is_trusted(tmp_path):
     tied = Tied()
     save(tied, tmp_path)
-    with pytest.raises(ValueError, match=r"code 'tests\.test_hub_folder\.Tied' builds"):
+    with pytest.raises(ValueError, match=r"holds a tests\.test_hub_folder\.Tied that was given as a module"):
         load_folder(tmp_path)
     assert torch.equal(load_folder(tmp_path, trust_code=True)(torch.eye(4)), tied(torch.eye(4)))
     save(nn.Linear(2, 2), tmp_path / "linear")
     with pytest.raises(
-        ValueError, match=r"Linear, which cannot be built without arguments: pass the network as model="
+        ValueError, match=r"Linear, which cannot be built without arguments: build the network.* as model="
     ):
         load_folder(tmp_path / "linear", trust_code=True)
 
@@ -243,6 +244,29 @@ def test_code_that_a_folder_names_is_not_run_unasked(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     assert torch.equal(load_folder(tmp_path / "out", trust_code=True)(IMAGES), model(IMAGES))
     assert (tmp_path / "ran").exists()
+
+
+def test_the_card_says_what_a_network_of_ones_own_needs_to_be_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(BUILDER)
+    built = load(f"{tmp_path / 'mine.py'}:net", classes=6, image_size=32)
+    given = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    for name, model in (("file", built), ("module", given)):
+        save(model, tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        program = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / name))
+        names = {"network": nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))}
+        exec(program, names)
+        assert torch.equal(names["model"](IMAGES), model(IMAGES))
+        assert loading_code(tmp_path / name) in card
+    assert "This runs `" in (tmp_path / "file/README.md").read_text()
+
+
+def test_a_name_may_carry_the_trust_in_its_code(tmp_path):
+    (tmp_path / "mine.py").write_text(BUILDER)
+    model = load(f"{tmp_path / 'mine.py'}:net", classes=6, image_size=32)
+    save(model, tmp_path / "out")
+    assert torch.equal(load(Trusted(str(tmp_path / "out")), classes=6)(IMAGES), model(IMAGES))
+    assert export(tmp_path / "out", format="torch", trust_code=True).max_error < 1e-4
 
 
 def test_a_network_whose_layers_were_changed_says_that_it_needs_them(tmp_path):

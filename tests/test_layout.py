@@ -49,7 +49,19 @@ FLOORS = (
     },
     {"experiment"},
     {"systems"},
-    {"cli", "__main__", "command_line", "distill", "compare", "options", "weigh", "forecast"},
+    {
+        "cli",
+        "__main__",
+        "command_line",
+        "distill",
+        "compare",
+        "naming",
+        "options",
+        "repeating",
+        "running",
+        "weigh",
+        "forecast",
+    },
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 HOMES = {  # what is imported in one place only -> where

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from stillroom import processes
 from stillroom._version import __version__
@@ -19,7 +17,6 @@ from stillroom.command_line import (
     COMMANDS,
     description,
     first_as,
-    free_folder,
     measured,
     names,
     new_folder,
@@ -29,7 +26,9 @@ from stillroom.command_line import (
     print_json,
     show,
     take_dotted,
+    value_of,
 )
+from stillroom.running import run_options, run_system, say_where, show_results
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError, AttributeError)
 
@@ -105,6 +104,8 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _distill(arguments: list[str]) -> None:
     from stillroom.distill import distill, distilled
+    from stillroom.naming import method_name
+    from stillroom.repeating import command_of
     from stillroom.weigh import summary_of
 
     rest, dotted = take_dotted(arguments, ["method"])
@@ -112,32 +113,37 @@ def _distill(arguments: list[str]) -> None:
     parser.set_defaults(jobs=None)
     options = parse(parser, rest)
     as_json = options.pop("json")
-    options["out"] = options["out"] or new_folder(options, str(options["method"]))
-    result = distilled(options | {"method_options": dotted.get("method"), "progress": True})
+    options["out"] = options["out"] or new_folder(options, method_name(options["method"]))
+    options |= {"method_options": dotted.get("method"), "progress": True}
+    result = distilled(options, command=command_of("distill", options))
     if as_json:
         print_json(summary_of(result.results))
         return
-    _show_table(result.results)
-    _say_where(options["out"])
+    show_results(result.results)
+    say_where(options["out"])
 
 
 def _compare(arguments: list[str]) -> None:
-    from stillroom.compare import compare
+    from stillroom.compare import compare, compared
     from stillroom.distill import distill
+    from stillroom.naming import named_methods
+    from stillroom.repeating import command_of
     from stillroom.systems import catalog
 
-    rest, dotted = take_dotted(arguments, list(catalog.methods()))
+    named = value_of("methods", arguments)
+    rest, dotted = take_dotted(arguments, [*catalog.methods(), *(named_methods(named) if named else ())])
     parser = parser_for("compare", compare, distill, skip=["method_options", "method", "progress", "options"])
     parser.set_defaults(jobs=None)
     options = parse(parser, rest)
     as_json = options.pop("json")
     options["out"] = options["out"] or new_folder(options, "compare")
-    results = compare(**options, method_options=dotted)
+    methods = options.pop("methods")
+    results = compared(methods, options, dotted, command_of=command_of)
     if as_json:
         print_json(results)
         return
-    _show_table(results)
-    _say_where(options["out"])
+    show_results(results)
+    say_where(options["out"])
 
 
 def _check(arguments: list[str]) -> None:
@@ -157,34 +163,6 @@ def _check(arguments: list[str]) -> None:
         print(line)
 
 
-def _run_options(
-    out: str | None = None,
-    first_seed: int = 0,
-    seeds: int | None = None,
-    jobs: int | None = None,
-    device: str | None = None,
-    workers: int = 0,
-    executor: Literal["processes", "ray"] = "processes",
-    resume: bool = False,
-    paper: bool = False,
-    tiny: bool = False,
-) -> None:
-    """Options of `stillroom run` that every system has.
-
-    Args:
-        out: a new folder for everything.
-        first_seed: the first seed.
-        seeds: how many seeds; the recipe's own number when not given.
-        jobs: processes that share arms and seeds; one per core without a GPU when not given.
-        device: cpu, cuda, ...
-        workers: threads that read data ahead.
-        executor: who runs arms and seeds: processes of this machine, or the workers of a ray cluster.
-        resume: go on with the interrupted run in `out`.
-        paper: the paper's own settings instead of the small recipe.
-        tiny: a few samples and steps, to see that everything fits together.
-    """
-
-
 def _run(arguments: list[str]) -> None:
     from stillroom.systems import catalog
 
@@ -192,7 +170,7 @@ def _run(arguments: list[str]) -> None:
     arguments = [one for one in arguments if one != "--all"]
     if not everything and (not arguments or arguments[0].startswith("-")):
         if "--help" in arguments or "-h" in arguments:
-            print(parser_for("run", _run_options).format_help(), end="")
+            print(parser_for("run", run_options).format_help(), end="")
             return
         raise ValueError("which system? name one (stillroom list shows them), or give --all")
     slugs = [entry.slug for entry in catalog.SYSTEMS] if everything else [arguments.pop(0)]
@@ -200,9 +178,9 @@ def _run(arguments: list[str]) -> None:
     for slug in slugs:
         catalog.system(slug)  # an unknown one is refused before anything is imported
         recipe = catalog.recipe(slug, paper="--paper" in arguments)
-        parser = parser_for("run", recipe, _run_options)
+        parser = parser_for("run", recipe, run_options)
         options = parse(parser, arguments)
-        common = {name: options.pop(name) for name in (*names(_run_options), "json")}
+        common = {name: options.pop(name) for name in (*names(run_options), "json")}
         try:
             printed.append(run_system(slug, recipe, options, several=everything, **common))
         except Exception as error:
@@ -213,62 +191,6 @@ def _run(arguments: list[str]) -> None:
         print_json(printed if everything else printed[0])
     if failures:
         raise ValueError(f"{len(failures)} of {len(slugs)} systems failed: {'; '.join(failures)}")
-
-
-def run_system(
-    slug: str,
-    recipe: Callable[..., Any],
-    options: Mapping[str, Any],
-    *,
-    out: str | None,
-    first_seed: int,
-    seeds: int | None,
-    jobs: int | None,
-    device: str | None,
-    workers: int,
-    executor: Literal["processes", "ray"],
-    resume: bool,
-    paper: bool,
-    tiny: bool,
-    json: bool,
-    several: bool,
-) -> dict[str, Any]:
-    """Run one system's recipe and write its folder."""
-    from dataclasses import replace
-
-    from stillroom.experiment.report import write_report
-    from stillroom.options import jobs_of
-
-    if resume and out is None:
-        raise ValueError("--resume needs the folder of the run: name it with --out")
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"seeds must be 1 or more, given {seeds}")
-    experiment = recipe(**options)
-    changed = {k: v for k, v in options.items() if v != inspect.signature(recipe).parameters[k].default}
-    experiment = replace(experiment, system=slug, config={"recipe": slug, "paper": paper, "tiny": tiny, **options})
-    experiment = experiment.tiny() if tiny else experiment
-    count = experiment.seeds if seeds is None else seeds
-    place = Path(out) / slug if out and several else Path(out) if out else free_folder(Path("stillroom-runs") / slug)
-    command = ["stillroom run", slug, f"--seeds {count}", f"--first-seed {first_seed}"]
-    command += ["--paper"] * paper + ["--tiny"] * tiny + [f"--{k.replace('_', '-')} {v}" for k, v in changed.items()]
-    results = experiment.run(
-        range(first_seed, first_seed + count),
-        place,
-        jobs=jobs_of({"jobs": jobs, "device": device}),
-        device=device,
-        workers=workers,
-        executor=executor,
-        resume=resume,
-        command=" ".join(command),
-    )
-    if processes.is_first():
-        write_report(results, place / "report.html")
-    if not json:
-        _show_table(results)
-        for claim in results["claims"]:
-            print(f"{claim['verdict']}: {claim['text']}")
-        _say_where(place)
-    return results
 
 
 def _list_options(methods: bool = False) -> None:
@@ -352,18 +274,21 @@ def _report(arguments: list[str]) -> None:
     if options["json"]:
         print_json(results)
         return
-    _show_table(results)
-    _say_where(place)
+    show_results(results)
+    say_where(place)
 
 
-def _export_options(folder: str, format: str = "onnx", to: str | None = None, any_size: bool = False) -> None:
+def _export_options(
+    folder: str, format: str = "onnx", to: str | None = None, any_size: bool = False, trust_code: bool = False
+) -> None:
     """Options of `stillroom export`.
 
     Args:
         folder: of a saved student.
         format: onnx or torch.
-        to: the file to write; beside the weights when not given.
+        to: the file to write, its folders made where they are missing; beside the weights when not given.
         any_size: let the file take images of any height and width, as convolutional networks can.
+        trust_code: run the code that the folder names (a function of your own built the student).
     """
 
 
@@ -371,24 +296,10 @@ def _export(arguments: list[str]) -> None:
     options = parse(parser_for("export", _export_options), first_as("folder", arguments))
     from stillroom import hub
 
-    written = hub.export(options["folder"], options["to"], format=options["format"], any_size=options["any_size"])
+    rest = {name: options[name] for name in ("format", "any_size", "trust_code")}
+    written = hub.export(options["folder"], options["to"], **rest)
     found = {"path": str(written.path), "max_error": written.max_error, "format": options["format"]}
     if options["json"]:
         print_json(found)
     else:
         print(f"wrote {written.path}; largest difference to the model: {written.max_error:.2g}")
-
-
-def _show_table(results: Mapping[str, Any]) -> None:
-    """Print the arms of a run, and below them in one sentence what came out."""
-    from stillroom.experiment.report import comparison_table
-    from stillroom.weigh import sentence
-
-    table = comparison_table(results)
-    table.caption = None
-    show(table)
-    print(sentence(results))
-
-
-def _say_where(place: str | Path) -> None:
-    print(f"everything is in {place} (look at {Path(place) / 'report.html'})")

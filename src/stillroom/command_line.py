@@ -32,7 +32,8 @@ EXAMPLES = {
   stillroom distill --task language-modelling --teacher hf/models/large --student hf/models/small --data my.txt
   stillroom distill --teacher runs/big/student --student conv-8-16 --data photos/ --method dkd --method.beta 4""",
     "compare": """  stillroom compare --methods kd,dkd,dist,pld --seeds 5
-  stillroom compare --methods kd,dkd --dkd.beta 2 --data cifar10 --teacher resnet56 --student resnet8""",
+  stillroom compare --methods kd,dkd --dkd.beta 2 --data cifar10 --teacher resnet56 --student resnet8
+  stillroom compare --methods kd,mine.py:MyMethod --mymethod.weight 2 --lr 0.1,0.01 --seeds 0,1,7""",
     "check": """  stillroom check --teacher timm/resnet50 --student timm/resnet18 --data photos/ --epochs 100""",
     "run": """  stillroom run pld
   stillroom run pld --seeds 10 --labelled 100 --out runs/pld
@@ -54,7 +55,7 @@ USAGE = {
 FURTHER = {
     "distill": "arguments of the method: --method.NAME VALUE (as --method.temperature 2)",
     "check": "arguments of the method: --method.NAME VALUE (as --method.temperature 2)",
-    "compare": "arguments of a method: --METHOD.NAME VALUE (as --kd.temperature 2)",
+    "compare": "arguments of a method: --METHOD.NAME VALUE (as --kd.temperature 2; of mine.py:Own it is --own.NAME)",
     "run": "arguments of a system's recipe: stillroom run SLUG --help",
 }
 FIRST = {
@@ -107,6 +108,7 @@ def parser_for(command: str, *functions: Callable[..., Any], skip: Sequence[str]
         usage=f"stillroom {command} {USAGE.get(command, '[options]')}",
         description=COMMANDS[command] + ".",
         exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=Formatter,
     )
     added: set[str] = set(skip)
@@ -156,6 +158,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> dict[str, Any]:
         follower = dashed[number + 1].lower() if number + 1 < len(dashed) else ""
         if one in flags - {"--json"} and follower not in ("true", "false"):
             dashed[number] = f"{one}=true"
+    dashed = _with_brackets(dashed, parser.kinds)
     values = _values(dashed, known)
     for name, kind in parser.kinds.items():
         if values.get(name, "").lower() == "none" and type(None) in get_args(kind):
@@ -169,6 +172,26 @@ def parse(parser: Any, arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_complaint(str(error), parser, values)) from error
     texts = {name: values[name] for name, kind in parser.kinds.items() if kind is Any and name in values}
     return options | {name: None if text.lower() in ("none", "null") else text for name, text in texts.items()}
+
+
+def _with_brackets(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Values of options that take a list, given as 0.1,0.01, in the brackets that the parser wants."""
+    found = list(arguments)
+    for name in (name for name, kind in kinds.items() if _is_list(kind)):
+        for number, one in enumerate(found):
+            text = one.removeprefix(f"--{name}=")
+            if _is_value(found, number, name) and "," in text and not text.startswith("["):
+                found[number] = one[: len(one) - len(text)] + f"[{text}]"
+    return found
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple, Sequence) or any(_is_list(one) for one in get_args(kind))
+
+
+def value_of(name: str, arguments: Sequence[str]) -> str:
+    """The text that an option was given, before the others are read; empty where it was not."""
+    return _values(arguments, {f"--{name}"}).get(name, "")
 
 
 def _values(arguments: Sequence[str], known: set[str]) -> dict[str, str]:
@@ -260,7 +283,8 @@ def take_dotted(arguments: Sequence[str], owners: Sequence[str]) -> tuple[list[s
         if not found:
             rest.append(one)
             continue
-        if found[1] not in owners:
+        owner = found[1] if found[1] in owners else found[1].lower()
+        if owner not in owners:
             if len(owners) == 1:
                 raise ValueError(
                     f"unknown option {one!r}: an argument of the method is given as --{owners[0]}.NAME VALUE"
@@ -271,7 +295,7 @@ def take_dotted(arguments: Sequence[str], owners: Sequence[str]) -> tuple[list[s
         if found[3] is None and (not waiting or waiting[0].startswith("--")):
             raise ValueError(f"the option {one} needs a value: {one} VALUE")
         value = found[3] if found[3] is not None else waiting.pop(0)
-        taken.setdefault(found[1], {})[found[2].replace("-", "_")] = read_value(value)
+        taken.setdefault(owner, {})[found[2].replace("-", "_")] = read_value(value)
     return rest, taken
 
 

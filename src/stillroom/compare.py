@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stillroom.distill import distill
 from stillroom.experiment import forks
-from stillroom.options import command_of, experiment_of
+from stillroom.naming import named_methods
+from stillroom.options import experiment_of
+from stillroom.repeating import call_of
 from stillroom.weigh import folder_of, run_and_weigh
 
 
 def compare(
-    methods: str | Sequence[str] = "kd,dkd,dist,pld",
+    methods: Any = "kd,dkd,dist,pld",
     teacher: Any = None,
     student: Any = None,
     data: Any = "digits",
@@ -23,11 +25,12 @@ def compare(
     """Train one student by several methods, and alone, from the same beginnings and under one budget.
 
     Args:
-        methods: names of methods, in a list or separated by commas.
+        methods: methods as in `stillroom.distill`, separated by commas (kd,my_method.py:MyMethod); in Python also a
+            list of names, classes and partials, or a dict of them, by names of your own.
         teacher: as in `stillroom.distill`.
         student: as in `stillroom.distill`.
         data: as in `stillroom.distill`.
-        method_options: method name -> its arguments.
+        method_options: method name -> its arguments; the name of one of your own is its class's in lower case.
         **options: every further option of `stillroom.distill`.
 
     Returns:
@@ -36,25 +39,41 @@ def compare(
     Raises:
         ValueError: an unknown method, no methods, one of them twice, or whatever `stillroom.distill` refuses.
     """
+    options |= {"teacher": teacher, "student": student, "data": data}
+    return compared(methods, options, method_options or {}, command_of=call_of)
+
+
+def compared(
+    methods: Any,
+    options: Mapping[str, Any],
+    method_options: Mapping[str, Mapping[str, Any]],
+    *,
+    command_of: Callable[[str, Mapping[str, Any]], str],
+) -> dict[str, Any]:
+    """Do what `compare` does with its arguments as dictionaries.
+
+    Args:
+        methods: as of `compare`.
+        options: all other arguments.
+        method_options: as of `compare`.
+        command_of: says what repeats the run.
+    """
     import inspect
 
-    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
-    names = [name for name in names if name]
-    if not names:
-        raise ValueError("no methods were given: name some, separated by commas (--methods kd,dkd)")
-    if len(set(names)) < len(names):
-        raise ValueError(f"every method must be named once, given {', '.join(names)}")
+    found = named_methods(methods)
     known = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     known = {name: default for name, default in known.items() if name not in ("method", "method_options")}
     if strange := set(options) - set(known):
         raise TypeError(f"compare has no option {sorted(strange)[0]!r}; its options are those of stillroom.distill")
-    given = known | {"teacher": teacher, "student": student, "data": data} | options
-    own = {name: dict(arguments) for name, arguments in (method_options or {}).items()}
-    if strange := set(own) - set(names):
-        raise ValueError(f"method_options are given for {sorted(strange)}, but the methods are {', '.join(names)}")
+    given = known | dict(options)
+    own = {name: dict(arguments) for name, arguments in method_options.items()}
+    if strange := set(own) - set(found):
+        raise ValueError(f"method_options are given for {sorted(strange)}, but the methods are {', '.join(found)}")
     forks.begin(given["jobs"] if given["executor"] == "processes" else 1)
-    given |= {"methods": names, "method_options": own}
-    experiment = experiment_of([(name, own.get(name, {})) for name in names if name != "alone"], given)
+    given |= {"methods": list(found), "method_options": own}
+    experiment = experiment_of({name: (one, own.get(name, {})) for name, one in found.items() if one != "alone"}, given)
+    repeated = {"methods": methods if isinstance(methods, Mapping) else list(found.values())}
     with folder_of(given) as place:
-        results, _ = run_and_weigh(experiment, place, given, command=command_of("compare", {"methods": names, **given}))
+        command = command_of("compare", {**given, **repeated})
+        results, _ = run_and_weigh(experiment, place, given, command=command)
     return results

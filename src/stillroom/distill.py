@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom import processes
 from stillroom.experiment import forks
-from stillroom.options import command_of, experiment_of
+from stillroom.naming import method_name
+from stillroom.options import experiment_of
+from stillroom.repeating import call_of
 from stillroom.weigh import folder_of, run_and_weigh, sentence, summary_of, write_all
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def distill(
     unlabelled: Any = None,
     image_size: int | None = None,
     channels: int | None = None,
+    trust_code: bool = False,
     scale: int | None = None,
     length: int | None = None,
     validation_share: float = 0.1,
@@ -129,7 +132,8 @@ def distill(
         student: the same, without lists and functions of a batch.
         data: digits, cifar10, tiny-imagenet-100, an image folder, a Parquet file or folder, hf:NAME, torchvision:NAME;
             in Python also (X, y), ((X, y), (X_test, y_test)), a Dataset, a DataLoader or Splits.
-        method: name of a method (`stillroom list --methods`); in Python also a Method class or function.
+        method: name of a method (`stillroom list --methods`), or one of your own: package.module:Class, file.py:Class;
+            in Python also a Method class, a functools.partial of one, or a function (student, teacher) -> Method.
         method_options: arguments of the method; on the command line `--method.NAME VALUE`.
         task: classification, multi-label, segmentation, regression, embeddings, language-modelling or super-resolution;
             found from the data when not given. With a task and no models, an embedded demonstration of it.
@@ -140,6 +144,7 @@ def distill(
         image_size: side that images are brought to (of the small patches in super-resolution); the data's own when not
             given.
         channels: 1 for grey, 3 for colour; the data's own when not given.
+        trust_code: run the code that the folder of a teacher or student names (one that a function of your own built).
         scale: how many times larger super-resolution makes images (2 when not given).
         length: tokens in a block of text (64 when not given).
         validation_share: part of the training samples held out for choosing weights.
@@ -149,7 +154,7 @@ def distill(
         epochs: passes over the student's labelled training samples (10 when neither epochs nor steps is given).
         steps: optimizer steps, instead of epochs.
         batch_size: labelled samples per step (64 when not given).
-        lr: learning rate, or several that every arm tries alike (0.001 when not given).
+        lr: learning rate, or several that every arm tries alike, as 0.1,0.01 (0.001 when not given).
         optimizer: the same for every arm.
         weight_decay: of the optimizer.
         schedule: of the learning rate.
@@ -167,7 +172,7 @@ def distill(
         keep: best on the held-out part, or last.
         shard: where several processes train together (torchrun), cut the student and its optimizer over them (FSDP).
         budget: "steps" gives the student alone as many steps, "time" as much wall-clock.
-        seeds: how many, or which (3, and 5 on the embedded task, when not given).
+        seeds: how many, or which, as 0,1,7 (3, and 5 on the embedded task, when not given).
         first_seed: the first of them.
         jobs: processes that share the runs; None (on the command line: when not given) for one per core without a GPU.
         executor: who runs arms and seeds: processes of this machine, or the workers of a ray cluster (RAY_ADDRESS names
@@ -187,17 +192,23 @@ def distill(
         ValueError: something does not fit; the message names it, what is expected and what to do.
         FileExistsError: `out` holds something and `resume` is not set.
     """
-    result = distilled(dict(locals()))
+    options = dict(locals())
+    result = distilled(options, command=call_of("distill", options))
     if progress and processes.is_first():
         print(sentence(result.results), file=sys.stderr, flush=True)
     return result
 
 
-def distilled(options: Mapping[str, Any]) -> Distilled:
-    """Do what `distill` does with its arguments as a dictionary, and leave it to the caller to say what came out."""
-    out = options["out"]
+def distilled(options: Mapping[str, Any], *, command: str) -> Distilled:
+    """Do what `distill` does with its arguments as a dictionary, and leave it to the caller to say what came out.
+
+    Args:
+        options: the arguments.
+        command: what repeats the run.
+    """
+    out, method = options["out"], options["method"]
     forks.begin(options["jobs"] if options["executor"] == "processes" else 1)
-    experiment = experiment_of([(options["method"], options["method_options"] or {})], options)
+    experiment = experiment_of({method_name(method): (method, options["method_options"] or {})}, options)
     with folder_of(options) as place:
-        results, trained = run_and_weigh(experiment, place, options, command=command_of("distill", options))
+        results, trained = run_and_weigh(experiment, place, options, command=command)
     return Distilled(results, place if out is not None else None, trained)

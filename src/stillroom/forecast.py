@@ -38,6 +38,7 @@ def forecast(**given: Any) -> dict[str, Any]:
     from stillroom.experiment.arm import TrainingArm, load_splits
     from stillroom.experiment.budget import seconds_per_step, threads_for
     from stillroom.experiment.teacher import obtain_teacher
+    from stillroom.naming import method_name
     from stillroom.options import experiment_of, jobs_of, seeds_of, with_defaults
     from stillroom.tripwires import require_teacher
     from stillroom.weigh import notes_of, question_of
@@ -47,7 +48,7 @@ def forecast(**given: Any) -> dict[str, Any]:
         raise TypeError(f"distill has no option {sorted(strange)[0]!r}")
     options = defaults | given
     method = options["method"]
-    experiment = experiment_of([(method, options["method_options"] or {})], options)
+    experiment = experiment_of({method_name(method): (method, options["method_options"] or {})}, options)
     options = with_defaults(options, teacher=experiment.teacher is not None)
     seeds, jobs = seeds_of(options), jobs_of(options)
     splits = load_splits(experiment.task, seeds[0])
@@ -245,6 +246,7 @@ def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
     except Exception as error:
         if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and _is_ours(error):
             raise
+        spec = getattr(spec, "spec", spec)  # of a folder whose code is trusted
         name = spec if isinstance(spec, (str, Path)) else getattr(spec, "__name__", type(spec).__name__)
         raise ValueError(
             f"the {who} {name} cannot be built for this data: {type(error).__name__}: {_first_line(error)}; make it "

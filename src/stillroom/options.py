@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.command_line import expectation, fits
+from stillroom.naming import arm_of, check_fits
+from stillroom.repeating import plain
 
 if TYPE_CHECKING:
     from stillroom.experiment.run import Experiment
@@ -20,11 +20,11 @@ DEFAULT_STUDENT = "conv-8-16"
 DEFAULT_LABELS = 200
 
 
-def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> Experiment:
+def experiment_of(methods: Mapping[str, tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> Experiment:
     """Build the experiment that `distill`, `compare` and `check` run.
 
     Args:
-        methods: method names (or classes) with their arguments.
+        methods: what each method is called in results -> its name or class, and its arguments.
         options: the arguments of `distill`.
     """
     from stillroom.baselines import Alone
@@ -32,17 +32,16 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     from stillroom.experiment.run import Experiment
     from stillroom.teacher_cache import cache_options, check_cacheable
 
-    options = with_defaults(options, teacher=takes_teacher_of(methods, options))
+    known = {name: arm_of(name, given, arguments) for name, (given, arguments) in methods.items()}
+    options = with_defaults(options, teacher=takes_teacher_of(known, options))
     check_early(options)
     task = task_of(options)
     if options["augment"] not in (None, "none") and not task.augments:
         raise ValueError(f"the {task.name} task augments nothing, given augment={options['augment']!r}: leave it out")
-    arms: dict[str, Any] = {}
-    if not (len(methods) == 1 and methods[0][0] == "alone"):
-        arms["alone"] = Alone
-    for given, arguments in methods:
-        name, arm = arm_of(given, arguments)
-        arms[name] = arm
+    if "alone" in known and method_class(known["alone"]) is not Alone:
+        raise ValueError("'alone' is what the student alone is called: give the method another name")
+    arms: dict[str, Any] = (known if list(known) == ["alone"] else {"alone": Alone}) | known
+    for name, arm in known.items():
         check_fits(name, arm, task)
     cache = cache_options(options["cache_teacher"], options["cache_folder"])
     for name, arm in arms.items():
@@ -60,8 +59,8 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
     return Experiment(
         task=task,
         arms=arms,
-        student=options["student"],
-        teacher=options["teacher"],
+        student=_trusted(options["student"], options["trust_code"]),
+        teacher=_trusted(options["teacher"], options["trust_code"]),
         training=training,
         teacher_training=None
         if first is None
@@ -69,15 +68,24 @@ def experiment_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Map
         title=title_of(list(arms), options),
         method=list(arms)[-1] if len(methods) == 1 else None,
         config={
-            k: _plain(v)
+            k: plain(v)
             for k, v in options.items()
-            if k not in ("out", "resume", "progress", "jobs", "executor", "cache_folder")
+            if k not in ("out", "resume", "progress", "jobs", "executor", "cache_folder", "trust_code")
         },
         lrs=lrs,
         equal_time=options["budget"] == "time",
         save=True,
         cache=cache,
     )
+
+
+def _trusted(model: Any, trust_code: bool) -> Any:
+    """A model's name with the trust that the user has in a folder's code; anything else as it is."""
+    from stillroom.hub.folder import Trusted
+
+    if isinstance(model, (list, tuple)):
+        return [_trusted(one, trust_code) for one in model]
+    return Trusted(str(model)) if trust_code and isinstance(model, (str, Path)) else model
 
 
 def check_early(options: Mapping[str, Any]) -> None:
@@ -110,17 +118,16 @@ def check_early(options: Mapping[str, Any]) -> None:
         raise ValueError("resume needs the folder of the run: name it as out (--out)")
 
 
-def takes_teacher_of(methods: Sequence[tuple[Any, Mapping[str, Any]]], options: Mapping[str, Any]) -> bool:
+def takes_teacher_of(arms: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     """Whether any of the methods can be given a teacher; one that is given to none of them is refused."""
     from stillroom.experiment.arm import takes_teacher
 
-    named = [arm_of(given, arguments) for given, arguments in methods]
-    if not named or any(takes_teacher(arm) for _, arm in named):
+    if not arms or any(takes_teacher(arm) for arm in arms.values()):
         return True
     if options["teacher"] is not None or options["teacher_epochs"] is not None:
         raise ValueError(
-            f"{named[0][0]} trains without a teacher, given teacher={_plain(options['teacher'])} and teacher_epochs="
-            f"{options['teacher_epochs']}: leave them out, or take a method that learns from one"
+            f"{next(iter(arms))} trains without a teacher, given teacher={plain(options['teacher'])} and "
+            f"teacher_epochs={options['teacher_epochs']}: leave them out, or take a method that learns from one"
         )
     return False
 
@@ -243,55 +250,6 @@ def _accepted(task: str, details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in details.items() if name in known}
 
 
-def arm_of(method: Any, arguments: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name and arm of a method, its arguments checked against its constructor."""
-    import inspect
-    from functools import partial
-
-    from stillroom.experiment.arm import method_class
-    from stillroom.systems import catalog
-
-    build = catalog.method(method) if isinstance(method, str) else method
-    if not callable(build):
-        raise TypeError(f"method must be a name or a Method class, given {type(method).__name__}")
-    name = method if isinstance(method, str) else (method_class(build) or build).__name__.lower()
-    own = {"self", "student", "teacher", "task", "probe", "train_labels", "train_size", "train_samples", "classes"}
-    maker = method_class(build) or build
-    known = [key for key in inspect.signature(maker).parameters if key not in own]
-    kinds = _kinds(maker)
-    for key, value in arguments.items():
-        if key not in known:
-            raise ValueError(catalog.unknown(f"argument of method {name}", key, known))
-        if not fits(value, kinds.get(key, Any)):
-            raise ValueError(f"{key} of method {name} must be {expectation(kinds[key])}, given {value!r}")
-    return name, partial(build, **arguments) if arguments else build
-
-
-def _kinds(maker: Any) -> dict[str, Any]:
-    """The types of a method's arguments; empty where they cannot be told."""
-    import typing
-
-    function: Any = vars(maker).get("__init__", maker) if isinstance(maker, type) else maker
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # somebody's own, with names that only a type checker sees
-        return {}
-
-
-def check_fits(name: str, arm: Any, task: Any) -> None:
-    """Refuse a method that does not work for the task."""
-    from stillroom.experiment.arm import method_class
-
-    kind = method_class(arm)
-    if kind is None:
-        return
-    if task.name not in kind.needs.tasks:
-        raise ValueError(
-            f"method {name!r} works for {', '.join(kind.needs.tasks)}, but the task is {task.name}: choose another "
-            "method, or name the task"
-        )
-
-
 def training_of(options: Mapping[str, Any]) -> Any:
     """The training options of every arm."""
     from stillroom.training import Optim, Training
@@ -338,47 +296,6 @@ def jobs_of(options: Mapping[str, Any]) -> int:
         return 1
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     return (os.cpu_count() or 1) if device == "cpu" else 1
-
-
-def command_of(command: str, options: Mapping[str, Any], *, skip: Sequence[str] = ("progress", "resume", "out")) -> str:
-    """The command line that repeats a run (as far as its options can be written on one)."""
-    import inspect
-
-    from stillroom.distill import distill
-
-    defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
-    parts = ["stillroom", command]
-    for name, value in options.items():
-        if name in skip or name not in (*defaults, "methods") or value is None or value == defaults.get(name):
-            continue
-        if name == "method_options":
-            for owner, arguments in (value if command == "compare" else {"method": value}).items():
-                for key, inner in arguments.items():
-                    parts += [f"--{owner}.{key}", str(_plain(inner))]
-            continue
-        shown = ",".join(value) if name == "methods" else str(_plain(value))
-        parts += ["--" + name.replace("_", "-"), shown]
-    return " ".join(shlex.quote(part) for part in parts)
-
-
-def _plain(value: Any) -> Any:
-    """Something that can be written down: plain values as they are, anything else by its name."""
-    from functools import partial
-
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and (len(value) < 10 or isinstance(value[0], (str, int, float))):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, partial):
-        from stillroom.experiment.described import text_of
-
-        return f"<{text_of(value)}>"
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"<{kind.__module__}.{kind.__qualname__}>"
 
 
 def _is(value: Any, name: str) -> bool:

@@ -313,7 +313,7 @@ def card_of(results: Mapping[str, Any]) -> str:
         "",
         *([f"Classes: {', '.join(results['class_names'])}", ""] if results.get("class_names") else []),
         *([results["opens_with"], ""] if results.get("opens_with") else []),
-        "Load it with `stillroom.load(folder)`; repeat the run with",
+        f"Load it with `{results.get('loads_with', 'stillroom.load(folder)')}`; repeat the run with",
         "",
         f"    {results['command']}",
     ]
@@ -332,7 +332,7 @@ def chosen_of(results: Mapping[str, Any]) -> str:
 def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
     """Write student, results, summary and report into a folder."""
     from stillroom import hub
-    from stillroom.checkpoint import write_json
+    from stillroom.checkpoint import write_bytes, write_json
     from stillroom.experiment.report import write_report
 
     place.mkdir(parents=True, exist_ok=True)
@@ -343,10 +343,11 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
         student,
         place / "student",
         config={"class_names": names} if names else None,
-        card=card_of(results),
         metrics={name: arm["mean"] for name, arm in results["arms"].items()},
         overwrite=True,
     )
+    results["loads_with"] = hub.loading_code(place / "student")
+    write_bytes(place / "student" / "README.md", card_of(results).encode())
     results["student"]["file"] = str(Path("student") / "student.safetensors")
     write_json(place / "results.json", results)
     write_json(place / "summary.json", summary_of(results))

@@ -49,6 +49,19 @@ net, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_p
 """
 
 
+_NEEDS = {
+    "function": "This runs `{name}`, which built the network and must be importable where it is loaded.",
+    "file": "This runs `{name}`, which built the network; the path is relative to where Python runs.",
+    "module": "The network was given as a module (`{name}`): build it with the same layers and call it `network`.",
+}
+
+
+def code_for(kind: str) -> str:
+    """The Python that loads a folder whose network is of a kind."""
+    needs = {"module": ", model=network", "function": ", trust_code=True", "file": ", trust_code=True"}
+    return f'stillroom.load("path/to/this/folder"{needs.get(kind, "")})'
+
+
 def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
     """Write a minimal README.md: what the model is, what it scored, how to load it with and without stillroom.
 
@@ -61,8 +74,9 @@ def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, An
     if metrics:
         rows = [f"| {name} | {_shown(value)} |" for name, value in metrics.items()]
         parts.append("\n".join(["| metric | value |", "| --- | --- |", *rows]) + "\n")
-    named = "" if config["kind"] not in ("module", "function", "file") else ", model=network"
-    parts.append(f'```python\nimport stillroom\n\nmodel = stillroom.load("path/to/this/folder"{named})\n```\n')
+    parts.append(f"```python\nimport stillroom\n\nmodel = {code_for(config['kind'])}\n```\n")
+    if needs := _NEEDS.get(config["kind"]):
+        parts.append(needs.format(name=config["name"]) + "\n")
     foreign = _without_us(config)
     if isinstance(model, LanguageModel) and foreign:
         foreign = _LANGUAGE_WITHOUT_US

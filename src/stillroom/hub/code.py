@@ -1,4 +1,4 @@
-"""Networks that a user's own function builds: `package.module:function` and `file.py:function`."""
+"""Code of a user: functions that build networks and classes of methods, `package.module:NAME` and `file.py:NAME`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,17 +34,39 @@ def find_function(spec: str) -> Callable[..., Any]:
         ImportError: the module cannot be imported.
         ValueError: it has no such function; the nearest names are given.
     """
+    where, _, _ = spec.rpartition(":")
+    found = _attribute(spec, _run_file(where) if where.endswith(".py") else _import(where), "function")
+    if not callable(found):
+        raise ValueError(f"{spec!r} names {type(found).__name__}, expected a function that returns a torch.nn.Module")
+    return found
+
+
+def find_method(spec: str) -> Any:
+    """Find the method that `package.module:Class` or `file.py:Class` names.
+
+    A file is run once and again when it has changed. Other processes find it by its module's name, so that the class
+    can be sent to them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the module cannot be imported.
+        ValueError: it has no such class; the nearest names are given.
+    """
+    where, _, _ = spec.rpartition(":")
+    return _attribute(spec, _module_of_file(where) if where.endswith(".py") else _import(where), "method class")
+
+
+def _attribute(spec: str, module: ModuleType, what: str) -> Any:
     where, _, name = spec.rpartition(":")
-    module = _run_file(where) if where.endswith(".py") else _import(where)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             offered = [other for other in vars(found) if callable(getattr(found, other)) and not other.startswith("_")]
-            near = ", ".join(difflib.get_close_matches(part, offered, n=3, cutoff=0.3) or offered[:5]) or "none"
-            raise ValueError(f"{where} has no function {part!r}, which {spec!r} names; it has {near}")
+            homes = {other: str(getattr(getattr(found, other), "__module__", "")) for other in offered}
+            own = [other for other in offered if f"{homes[other]}.".startswith(f"{module.__name__}.")]
+            near = ", ".join(difflib.get_close_matches(part, own, n=3, cutoff=0.3) or own[:5]) or "none"
+            raise ValueError(f"{where} has no {what} {part!r}, which {spec!r} names; it has {near}")
         found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"{spec!r} names {type(found).__name__}, expected a function that returns a torch.nn.Module")
     return found
 
 
@@ -96,28 +120,78 @@ def call_builder(function: Callable[..., Any], name: str, options: dict[str, Any
 
 
 def _run_file(where: str) -> ModuleType:
-    path = Path(where).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {where}: a builder is named as file.py:function, relative to here")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    path = _file(where)
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     module_name = f"stillroom_file_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{where} cannot be run as a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(_spec_of(module_name, path))
     sys.modules[module_name] = module  # so that the classes it defines can be pickled
-    sys.path.insert(0, str(path.resolve().parent))  # as `python file.py` does, for the files beside it
-    wrote = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # as for `python file.py`, nothing appears beside somebody's file
     try:
-        spec.loader.exec_module(module)
+        _Loader(module_name, str(path)).exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise
-    finally:
-        sys.dont_write_bytecode = wrote
-        sys.path.remove(str(path.resolve().parent))
     return module
+
+
+def _file(where: str) -> Path:
+    path = Path(where).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {where}: code is named as file.py:NAME, relative to here")
+    return path.resolve()
+
+
+_PREFIX = "stillroom_method_"
+"""Modules of files that are found again by their name, which holds the path."""
+
+_ran: dict[str, tuple[int, int]] = {}
+"""Time and size of each such file when it was run."""
+
+
+def _module_of_file(where: str) -> ModuleType:
+    path = _file(where)
+    module_name = f"{_PREFIX}{path.stem}_{str(path).encode().hex()}"
+    told = path.stat()
+    if _ran.get(module_name) != (told.st_mtime_ns, told.st_size):
+        sys.modules.pop(module_name, None)
+    module = importlib.import_module(module_name)
+    _ran[module_name] = (told.st_mtime_ns, told.st_size)
+    return module
+
+
+class _Finder(MetaPathFinder):
+    """Lets workers import the file of a method that they are sent."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Say how to run a file whose path a module's name holds."""
+        if not fullname.startswith(_PREFIX):
+            return None
+        return _spec_of(fullname, Path(bytes.fromhex(fullname.rpartition("_")[2]).decode()))
+
+
+class _Loader(SourceFileLoader):
+    """Runs a file as `python file.py` does: with the files beside it, and leaving nothing there."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the file."""
+        beside = str(Path(self.path).parent)
+        sys.path.insert(0, beside)
+        wrote = sys.dont_write_bytecode
+        sys.dont_write_bytecode = True
+        try:
+            super().exec_module(module)
+        finally:
+            sys.dont_write_bytecode = wrote
+            sys.path.remove(beside)
+
+
+def _spec_of(name: str, path: Path) -> ModuleSpec:
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+    if spec is None:
+        raise ImportError(f"{path} cannot be run as a Python file")
+    return spec
+
+
+sys.meta_path.append(_Finder())
 
 
 def _import(where: str) -> ModuleType:

@@ -45,6 +45,7 @@ def export(
     check: bool = True,
     example: Any = None,
     any_size: bool = False,
+    trust_code: bool = False,
 ) -> Exported:
     """Export a model: inputs in [0, 1] in, logits out, with resizing and normalisation inside.
 
@@ -53,13 +54,15 @@ def export(
 
     Args:
         model: a model, or a folder written by `stillroom.hub.save`.
-        path: where the file goes; None: "student.onnx" or "student.pt2" in the folder.
+        path: where the file goes, its folders made where they are missing; None: "student.onnx" or "student.pt2" in
+            the folder.
         format: "onnx", or "torch" for a file of `torch.export`.
         batch_dynamic: batches of any size, else of 2 samples.
         check: compare with the model.
         example: inputs `(N, ...)` of the model's kind, N of any size; None: random images of the model's size.
         any_size: images of any height and width from 8 pixels on, as convolutional networks take them; our networks
             that enlarge images are always exported so.
+        trust_code: run the code that a saved folder names.
 
     Returns:
         The path and the largest difference found.
@@ -74,7 +77,7 @@ def export(
         raise ValueError(f'format must be "onnx" or "torch", given {format!r}')
     if isinstance(model, (str, Path)):
         path = Path(model) / ("student.onnx" if format == "onnx" else "student.pt2") if path is None else path
-        model = load_folder(model)
+        model = load_folder(model, trust_code=trust_code)
     if path is None:
         raise ValueError("a model that is not in a folder is exported to a path, given none: pass path=")
     path = Path(path)

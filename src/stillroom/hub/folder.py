@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stillroom._version import __version__
 from stillroom.blocks.taps import unwrapped
 from stillroom.checkpoint import write_bytes
 from stillroom.hub import building, code
-from stillroom.hub.card import model_card
+from stillroom.hub.card import code_for, model_card
 from stillroom.hub.fetch import quiet
 from stillroom.hub.foreign import foreign_config
 from stillroom.hub.language import WEIGHTS_FILE, LanguageModel, has_tokenizer, load_tokenizer
@@ -29,6 +30,17 @@ FORMAT = 1
 """The layout of config.json's part for us; a later one refuses to be read by an earlier package."""
 
 _CODE = ("function", "file", "module")
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A model's name for `load` that lets a folder's code be run, also in the processes that it is sent to.
+
+    Attributes:
+        spec: what `load` takes as a name.
+    """
+
+    spec: str
 
 
 def save(
@@ -117,7 +129,8 @@ def load_folder(
     """Load a model from a folder that `save` wrote.
 
     Networks of timm, torchvision, transformers and our own are built from plain data. One that a user's function or
-    class built is built again only with `trust_code=True`, since the folder may come from somebody else.
+    class built is built again only with `trust_code=True`, since the folder may come from somebody else; one that was
+    given as a module must be given again.
 
     Args:
         folder: written by `save`.
@@ -147,6 +160,16 @@ def load_folder(
     if isinstance(loaded, LanguageModel) and has_tokenizer(folder):
         loaded.tokenizer = load_tokenizer(folder)
     return loaded.to(device).eval()
+
+
+def loading_code(folder: str | Path) -> str:
+    """The Python that loads a folder written by `save`, as its card says it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it was not written by `save`.
+    """
+    return code_for(_read(Path(folder))["kind"])
 
 
 def is_folder(folder: str | Path) -> bool:
@@ -199,22 +222,27 @@ def _run(folder: Path, config: Mapping[str, Any], trust_code: bool) -> nn.Module
     if config.get("was"):
         raise ValueError(
             f"{folder} holds a {config['was']} whose layers were changed, which cannot be built from its name: pass "
-            "the changed network as model="
-        )
-    if not trust_code:
-        raise ValueError(
-            f"{folder} holds a network that the code {name!r} builds, and code that a folder names is not run: pass "
-            "trust_code=True if you trust it, or the network as model="
+            "the changed network as model= of stillroom.load"
         )
     if config["kind"] != "module":
+        if not trust_code:
+            raise ValueError(
+                f"{folder} holds a network that the code {name!r} builds, and code that a folder names is not run: "
+                "pass trust_code=True (--trust-code) if you trust it, or build the network and pass it as model= of "
+                "stillroom.load"
+            )
         return code.call_builder(code.find_function(name), name, config["options"])
+    remedy = "build the network in Python and pass it as model= of stillroom.load"
+    if not trust_code:
+        raise ValueError(f"{folder} holds a {name} that was given as a module, which its name does not build: {remedy}")
     module, _, attribute = name.rpartition(".")
     try:
-        return code.call_builder(getattr(importlib.import_module(module), attribute), name, {})
+        net = code.call_builder(getattr(importlib.import_module(module), attribute), name, {})
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder} holds a {name}, which cannot be built without arguments: pass the network as model="
-        ) from error
+        raise ValueError(f"{folder} holds a {name}, which cannot be built without arguments: {remedy}") from error
+    if set(net.state_dict()) != set(read_weights(folder)):
+        raise ValueError(f"{folder} holds a {name} with other layers than one built without arguments: {remedy}")
+    return net
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

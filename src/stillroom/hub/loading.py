@@ -11,7 +11,7 @@ from torch import nn
 
 from stillroom.blocks.frozen import Frozen
 from stillroom.hub import building, code
-from stillroom.hub.folder import is_folder, load_folder
+from stillroom.hub.folder import Trusted, is_folder, load_folder
 from stillroom.hub.model import Model, name_of
 from stillroom.hub.plan import Plan, Wish
 from stillroom.hub.weights import load_weights
@@ -24,7 +24,7 @@ FORMS = (
 
 
 def load(
-    spec: str | Path | nn.Module | Callable[..., nn.Module],
+    spec: str | Path | nn.Module | Callable[..., nn.Module] | Trusted,
     *,
     classes: int | None = None,
     channels: int | None = None,
@@ -77,6 +77,11 @@ def load(
         TypeError: `spec` is something else, or the function returns no module.
         ValueError: no such name (the nearest are given), an impossible combination, or outputs that are not `classes`.
     """
+    if isinstance(spec, Trusted):
+        return load(
+            spec.spec, classes=classes, channels=channels, image_size=image_size, weights=weights, mean=mean, std=std,
+            trust_code=True,
+        )  # fmt: skip
     if isinstance(spec, nn.Module):
         model = _wrapped(spec, classes, channels, image_size)
     elif callable(spec) and not isinstance(spec, (str, Path)):
