@@ -231,6 +231,41 @@ def test_measured_inputs_that_are_not_finite_are_named():
         Classification().evaluate(nn.Linear(4, 3), [Batch(batches[1].inputs, batches[1].labels)])
 
 
+def test_one_number_per_sample_may_stand_in_a_row_or_in_a_column():
+    task, labels = Regression(), torch.tensor([0.0, 1.0, math.nan, 3.0])
+    outputs = torch.tensor([0.5, 1.0, 2.0, 5.0], requires_grad=True)
+    expected = (0.25 + 0 + 4) / 3
+    for given in (outputs, outputs.unsqueeze(1)):
+        for wanted in (labels, labels.unsqueeze(1)):
+            loss = task.supervised_loss(given, wanted)
+            assert float(loss.detach()) == pytest.approx(expected)
+            (gradient,) = torch.autograd.grad(3 * loss, outputs)
+            assert gradient.tolist() == pytest.approx([1, 0, 0, 4])
+            task.check(Batch(torch.zeros(4, 2), wanted), given)
+            found = measure(task, given.detach(), wanted, teacher=given.detach() + 1)
+            assert found["rmse"] == pytest.approx(expected**0.5)
+            assert found["rmse_to_teacher"] == pytest.approx(1)
+        assert task.width_of(given) == 1
+        assert float(task.distillation_loss(given.detach(), outputs.detach() + 2)) == pytest.approx(4)
+    assert task.supervised_loss(outputs, labels, reduction="none").shape == (4,)
+    with pytest.raises(ValueError, match=r"\(8,\) for 4 samples"):
+        task.check(Batch(torch.zeros(4, 2), labels), torch.zeros(8))
+    with pytest.raises(ValueError, match=r"\(4,\).*one row per sample.*unsqueeze"):
+        Classification().width_of(torch.zeros(4))
+
+
+def test_logits_and_masks_must_have_one_size():
+    task, masks = Segmentation(), torch.zeros(2, 8, 8, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 3, 8, 8), masks)
+    task.check(batch, torch.zeros(2, 5, 8, 8))
+    with pytest.raises(ValueError, match=r"masks are \(8, 8\).*logits of \(4, 4\).*interpolate"):
+        task.check(batch, torch.zeros(2, 5, 4, 4))
+    with pytest.raises(ValueError, match=r"masks are \(8, 8\).*logits of \(4, 4\).*interpolate"):
+        measure(task, torch.zeros(2, 5, 4, 4), masks, parts=1)
+    with pytest.raises(ValueError, match=r"student's logits.*\(8, 8\).*teacher's.*\(4, 4\).*interpolate"):
+        task.distillation_loss(torch.zeros(2, 5, 8, 8), torch.zeros(2, 5, 4, 4))
+
+
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="evaluation split is empty"):
         Classification().evaluate(nn.Linear(4, 3), [])

@@ -142,7 +142,16 @@ class Task:
         return len(splits.classes) if splits.classes else None
 
     def width_of(self, outputs: Tensor) -> int:
-        """How many outputs a network gave."""
+        """How many outputs a network gave per sample.
+
+        Raises:
+            ValueError: the outputs are no rows.
+        """
+        if outputs.ndim < 2:
+            raise ValueError(
+                f"the network gave outputs of shape {tuple(outputs.shape)}: expected (N, ...) with one row per sample; "
+                "let it keep a column (unsqueeze(1))"
+            )
         return outputs.shape[1]
 
     def for_models(self, teacher: Any, student: Any) -> Task:

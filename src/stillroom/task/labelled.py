@@ -21,6 +21,8 @@ from stillroom.losses import (
 )
 from stillroom.task.base import Meter, Task
 
+RESIZE = "let the model enlarge them (torch.nn.functional.interpolate)"
+
 
 class Classification(Task):
     """One class per sample. Outputs are logits `(N, C)`, labels `(N,)` int64 in [0, C), -100 for none."""
@@ -168,6 +170,28 @@ class Segmentation(Classification):
     name = "segmentation"
     metric = "mean_iou"
 
+    def distillation_loss(
+        self,
+        student_outputs: Tensor,
+        teacher_outputs: Tensor,
+        *,
+        temperature: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Tempered KL divergence per position; both must have logits at the same positions."""
+        if student_outputs.shape[2:] != teacher_outputs.shape[2:]:
+            raise ValueError(
+                f"the student's logits are of {tuple(student_outputs.shape[2:])}, the teacher's of "
+                f"{tuple(teacher_outputs.shape[2:])}: both must have the size of the masks; {RESIZE}"
+            )
+        return super().distillation_loss(student_outputs, teacher_outputs, temperature=temperature, reduction=reduction)
+
+    def check_labels(self, labels: Tensor, outputs: Tensor | None) -> None:
+        """Labels must be int64 class numbers, one for each position of the logits, or -100."""
+        if outputs is not None:
+            _check_positions(outputs, labels)
+        super().check_labels(labels, outputs)
+
     def chance(self, labels: Tensor) -> dict[str, float]:
         """The mean IoU of calling everything the commonest class."""
         known = labels[labels != UNLABELLED].flatten()
@@ -188,6 +212,7 @@ class Segmentation(Classification):
                 nonlocal matrix
                 favourite = outputs.argmax(1)
                 if labels is not None:
+                    _check_positions(outputs, labels)
                     if matrix is None:
                         matrix = MulticlassConfusionMatrix(outputs.shape[1], ignore_index=UNLABELLED)
                         matrix = matrix.to(outputs.device)
@@ -208,6 +233,14 @@ class Segmentation(Classification):
                 return found
 
         return Streaming(lambda *_: {})
+
+
+def _check_positions(logits: Tensor, masks: Tensor) -> None:
+    if masks.shape[1:] != logits.shape[2:]:
+        raise ValueError(
+            f"the masks are {tuple(masks.shape[1:])}, but the network gives logits of {tuple(logits.shape[2:])}: both "
+            f"must have the same height and width; {RESIZE}"
+        )
 
 
 def spearman_without(student: Tensor, teacher: Tensor, left_out: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillroom.data.batch import Batch
 from stillroom.losses import Reduction, mean_squared_error, reduce
 from stillroom.losses._shared import at_least_float32, check_same_shape
 from stillroom.task.base import Meter, Task
 
 
 class Regression(Task):
-    """Numbers per sample. Outputs and labels are `(N, D)` floats, NaN for none."""
+    """Numbers per sample. Outputs and labels are `(N, D)` floats, NaN for none; with D = 1 also `(N,)`."""
 
     name = "regression"
     verb = "predict numbers for"
@@ -24,6 +25,8 @@ class Regression(Task):
 
     def supervised_loss(self, outputs: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
         """Mean squared error over the known entries."""
+        if outputs.ndim != labels.ndim:
+            outputs, labels = _columns(outputs), _columns(labels)
         return mean_squared_error(outputs, labels, reduction=reduction)
 
     def distillation_loss(
@@ -35,6 +38,8 @@ class Regression(Task):
         reduction: Reduction = "mean",
     ) -> Tensor:
         """Mean squared error against the teacher's numbers; temperature plays no part."""
+        if student_outputs.ndim != teacher_outputs.ndim:
+            student_outputs, teacher_outputs = _columns(student_outputs), _columns(teacher_outputs)
         check_same_shape(student_outputs=student_outputs, teacher_outputs=teacher_outputs)
         gap = at_least_float32(student_outputs) - at_least_float32(teacher_outputs.detach())
         return reduce(gap.square(), reduction)
@@ -44,9 +49,24 @@ class Regression(Task):
         labels = splits.train.labels
         return None if labels is None else int(labels[0].numel())
 
+    def width_of(self, outputs: Tensor) -> int:
+        """How many numbers a network gave per sample."""
+        return super().width_of(_columns(outputs))
+
+    def collect(self, meter: Meter, outputs: Tensor, batch: Batch, teacher_outputs: Tensor | None) -> None:
+        """Let a meter take one batch, with a column per number."""
+        labels = None if batch.labels is None else _columns(batch.labels)
+        meter.update(_columns(outputs), labels, None if teacher_outputs is None else _columns(teacher_outputs))
+
+    def check(self, batch: Batch, outputs: Tensor | None = None) -> None:
+        """Check values once, on the first batch; one number per sample may be `(N,)`."""
+        if outputs is not None and outputs.shape == (len(batch),):
+            outputs = _columns(outputs)
+        super().check(batch, outputs)
+
     def check_labels(self, labels: Tensor, outputs: Tensor | None) -> None:
         """Labels must be floats of the outputs' shape."""
-        if outputs is not None and labels.shape != outputs.shape:
+        if outputs is not None and _columns(labels).shape != _columns(outputs).shape:
             raise ValueError(
                 f"regression labels have shape {tuple(labels.shape)}, but the network gives {tuple(outputs.shape)}: "
                 "both need one column per number"
@@ -73,6 +93,10 @@ class Regression(Task):
             return found
 
         return Meter(compute)
+
+
+def _columns(values: Tensor) -> Tensor:
+    return values.unsqueeze(1) if values.ndim == 1 else values
 
 
 class Embeddings(Task):
