@@ -37,7 +37,11 @@ class Uneven(Dataset):
             "arrays": (np.full((high, 8, 3), grey, dtype=np.uint8), label),
             "words": (Image.new("L", (8, high), grey), "ab"[label]),
             "alone": Image.new("L", (8, high), grey),
+            "channel": (Image.new("L", (8, 8), grey), torch.full((1, 8, 8), 2 * label)),
+            "palette": (Image.new("L", (8, 8), grey), palette(label)),
+            "void": (Image.new("L", (8, 8), grey), torch.tensor([[label, 255]] * 8).repeat(1, 4)),
             "masks": (Image.new("L", (8, high), grey), torch.full((high, 8), label)),
+            "palette dict": {"image": Image.new("L", (8, 8), grey), "mask": palette(label)},
             "vectors": (torch.zeros(high), label),
         }[self.form]
 
@@ -67,6 +71,28 @@ def test_a_form_is_chosen_as_for_folders_where_none_is_named():
     pool = load_data((X, Y), unlabelled=Uneven("sizes", 5))
     assert pool.unlabelled.batch([0, 1, 2]).inputs.shape == (3, 3, 4, 4)
     assert load_data({"train": Uneven("sizes"), "test": Uneven("modes")}, image_size=8).train.shape == (3, 8, 8)
+
+
+def palette(label):
+    """A mask as VOC has them: class numbers with colours behind them, 255 for no label."""
+    mask = Image.fromarray(np.array([[label, 255, 1, 2]] * 8, dtype=np.uint8).repeat(2, axis=1)).convert("P")
+    mask.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [7] * 759)
+    return mask
+
+
+def test_masks_of_items():
+    splits = load_data(Uneven("channel"))
+    assert (splits.kind, len(splits.classes)) == ("segmentation", 3)
+    batch = splits.train.batch([0, 1, 2])
+    assert batch.labels.shape == (3, 8, 8)
+    assert torch.equal(batch.labels[:, 0, 0], 2 * (batch.index % 2))
+    for spec in (Uneven("palette"), Uneven("palette dict")):
+        splits = load_data(spec)
+        batch = splits.train.batch([0, 1, 2])
+        assert (splits.kind, len(splits.classes)) == ("segmentation", 3)
+        assert batch.labels[:, 0, ::2].tolist() == [[row % 2, -100, 1, 2] for row in batch.index.tolist()]
+    with pytest.raises(ValueError, match=r"255 beside the classes 0 to 1.*-100"):
+        load_data(Uneven("void"))
 
 
 class KnowsLabels(Uneven):

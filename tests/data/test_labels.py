@@ -77,6 +77,34 @@ def test_a_task_decides_where_labels_could_mean_two_things():
     assert one([0, 1, 2], task="embeddings")[1].kind == "classification"
 
 
+def test_floats_that_are_class_numbers_are_not_guessed_about():
+    numbers = torch.arange(30) % 3
+    for labels in (numbers.float(), numbers.double().unsqueeze(1).numpy(), [*numbers.float().tolist(), NAN]):
+        with pytest.raises(
+            ValueError, match=r'floats, but.*0, 1, .*task="classification" for classes.*task="regression" for numbers'
+        ):
+            one(labels)
+        assert one(labels, task="classification")[1].classes == ["0", "1", "2"]
+        assert one(labels, task="regression")[0].shape == (len(labels), 1)
+        assert one(labels, task="embeddings")[1].kind == "regression"
+    for counts in (torch.arange(30.0), 2.0 * numbers, numbers + 0.5):
+        assert one(counts)[1].kind == "regression"
+
+
+def test_masks_of_any_integers_and_with_a_channel():
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        values, labels = one(torch.tensor([[[[0, 1], [255, 2]]]]).to(dtype))
+        assert labels.kind == "segmentation"
+        assert values.tolist() == [[[0, 1], [-100, 2]]]
+        assert labels.classes == ["0", "1", "2"]
+        assert any("255" in note and "no label" in note for note in labels.notes)
+    assert len(one(torch.arange(256).view(1, 16, 16))[1].classes) == 256
+    with pytest.raises(ValueError, match=r"same class \(0\).*0 and 1, because 255"):
+        one(torch.tensor([[[0, 255], [255, 0]]]))
+    with pytest.raises(ValueError, match=r"\(1, 2, 2, 2\) and dtype int64"):
+        one(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
+
+
 def test_masks():
     masks = np.array([[[0, 1], [255, 2]]], dtype=np.uint8)
     values, labels = one(masks)

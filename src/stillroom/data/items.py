@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from stillroom.data.batch import map_tensors, tensors_in
 from stillroom.data.images import Form, fit_tensor, to_pixels
-from stillroom.data.labels import own_tensor
+from stillroom.data.labels import item_masks, own_tensor
 from stillroom.data.samples import Samples, as_input
 
 INPUT_KEYS = ("inputs", "input", "image", "images", "pixel_values", "img", "x", "X", "data")
@@ -112,7 +112,7 @@ class DatasetSamples(Samples):
             return torch.zeros(0, *self.shape), None, {}
         inputs, labels, fields = self.items(rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else as_input(t))
-        return inputs, labels if self._own_labels and isinstance(labels, Tensor) else None, fields
+        return inputs, item_masks(labels) if self._own_labels and isinstance(labels, Tensor) else None, fields
 
     def _tensors(self, item: Any) -> Any:
         """An item with its images and its input as tensors, channels first."""
@@ -192,9 +192,17 @@ def _tensors(item: Any) -> Any:
     if isinstance(item, Image.Image):
         return to_pixels(item)
     if isinstance(item, Mapping):
-        return {key: _tensors(value) for key, value in item.items() if value is not None}
+        found = {key: value for key, value in item.items() if value is not None}
+        return {key: _numbers(value) if key in LABEL_KEYS else _tensors(value) for key, value in found.items()}
     if isinstance(item, (tuple, list)):
         if len(item) == 2 and item[1] is None:
             return (_tensors(item[0]),)
-        return tuple(_tensors(value) for value in item)
+        return tuple(_numbers(value) if place else _tensors(value) for place, value in enumerate(item))
     return item
+
+
+def _numbers(label: Any) -> Any:
+    """What a label says; of a mask the class numbers, not the colours that a palette gives them."""
+    if isinstance(label, Image.Image) and label.mode in ("1", "L", "P"):
+        return torch.from_numpy(np.array(label, dtype=np.uint8))
+    return _tensors(label)

@@ -43,7 +43,7 @@ def read_labels(
     - words, or integers 0 to C - 1, `(N,)`: classification;
     - 0 and 1 in two or more columns `(N, C)`: multi-label;
     - other floats `(N,)` or `(N, D)`: regression, `(N, D)`;
-    - integers `(N, H, W)`: segmentation.
+    - integers `(N, H, W)` or `(N, 1, H, W)`: segmentation, 255 saying no label where there is no class 254.
 
     None (in words), -100 (in integers) and NaN (in floats) say that a row has no label.
 
@@ -84,18 +84,22 @@ def read_labels(
     if len(forms) > 1:
         raise ValueError(f"labels have rows of different shapes in different parts ({sorted(forms)}): give one shape")
     tensors = {part: own_tensor(array) for part, array in arrays.items()}
+    if any(_void(tensor) for tensor in tensors.values()):
+        notes.append(f"mask pixels of value {VOID} carry no label (-100)")
     tensors = {part: _plain(tensor) for part, tensor in tensors.items()}
     kind = _natural_kind(tensors)
     if wanted is not None and wanted != kind:
         tensors = {part: _convert(tensor, kind, wanted) for part, tensor in tensors.items()}
         kind = wanted
     elif kind == "unclear":
-        first = next(iter(tensors.values()))
+        first = next(iter(arrays.values()))
         raise ValueError(
-            f"labels of shape {tuple(first.shape)} and dtype {first.dtype} could mean several things: say which with "
+            f"labels of shape {first.shape} and dtype {first.dtype} could mean several things: say which with "
             'task= ("regression", ...)'
         )
     if kind == "regression":
+        if task is None:
+            _refuse_class_numbers(tensors)
         tensors = {part: t.float().view(len(t), -1) for part, t in tensors.items()}
         if all(bool((t[is_known(t)] % 1 == 0).all()) for t in tensors.values()) and wanted is None:
             notes.append(
@@ -173,10 +177,51 @@ def _plain(tensor: Tensor) -> Tensor:
         tensor = tensor[:, 0]
     if tensor.ndim < 3:
         return tensor.long()
-    largest = int(tensor.max()) if tensor.numel() else 0
-    if tensor.dtype == torch.uint8 and largest == VOID:
+    if tensor.ndim == 4 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if _void(tensor):
         return torch.where(tensor == VOID, UNLABELLED, tensor.short())
-    return tensor.short() if largest < 2**15 else tensor
+    return tensor.short() if not tensor.numel() or int(tensor.max()) < 2**15 else tensor
+
+
+def item_masks(labels: Tensor) -> Tensor:
+    """Masks that come with the inputs as `read_labels` has them: one channel is dropped, and 255 in bytes is -100.
+
+    Args:
+        labels: `(N, H, W)` or `(N, 1, H, W)`; others and floats stay as they are.
+    """
+    if labels.ndim == 4 and labels.shape[1] == 1 and not labels.is_floating_point():
+        labels = labels[:, 0]
+    if labels.ndim < 3 or labels.dtype != torch.uint8:
+        return labels
+    return torch.where(labels == VOID, UNLABELLED, labels.short())
+
+
+def _void(tensor: Tensor) -> bool:
+    """Whether the largest number in masks is 255, and no class."""
+    integers = not tensor.is_floating_point() and not tensor.is_complex()
+    if tensor.ndim < 3 or not integers or not tensor.numel() or int(tensor.max()) != VOID:
+        return False
+    return tensor.dtype == torch.uint8 or not bool((tensor == VOID - 1).any())
+
+
+def _refuse_class_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse floats `(N,)` or `(N, 1)` that look like class numbers: 0 to C - 1 without a gap, twice each or more.
+
+    Raises:
+        ValueError: they do.
+    """
+    values = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors.values()])
+    known = values[~values.isnan()]
+    found = known.unique()
+    if values.shape[1] > 1 or not 2 <= len(found) <= len(known) / 2:
+        return
+    if torch.equal(found, torch.arange(len(found)).to(found)):
+        shown = ", ".join(f"{number:g}" for number in found[:3].tolist())
+        raise ValueError(
+            f"labels are floats, but there are only {len(found)} different ones, {shown}{', ...' * (len(found) > 3)}: "
+            'say what they are, task="classification" for classes or task="regression" for numbers to predict'
+        )
 
 
 def _natural_kind(tensors: Mapping[str, Tensor]) -> str:
@@ -232,5 +277,6 @@ def _check_numbers(tensors: Mapping[str, Tensor], names: list[str] | None, *, ga
             f"{len(found) - 1} without gaps, or give their names as words"
         )
     if len(found) < 2:
-        raise ValueError(f"every label is the same class ({int(found[0])}): a task needs two classes or more")
+        remedy = "number the classes of a mask 0 and 1, because 255 says no label" if gaps else "give labels of others"
+        raise ValueError(f"every label is the same class ({low}): a task needs two classes or more; {remedy}")
     return names if names is not None else [str(number) for number in range(high + 1)]

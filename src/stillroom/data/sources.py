@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from stillroom.data.batch import UNLABELLED
 from stillroom.data.boxes import gives_boxes, is_coco, read_boxes, read_coco, read_image_pool
 from stillroom.data.condensed import is_condensed, read_condensed
 from stillroom.data.cut import cut, decide_form, load
 from stillroom.data.embedded import keep_labels
 from stillroom.data.folder import read_folder
 from stillroom.data.images import check_form
-from stillroom.data.labels import OTHER_TASKS
+from stillroom.data.labels import OTHER_TASKS, VOID
 from stillroom.data.named import BUILT_IN, BY_HAND, ON_THE_HUB, data_folder, read_hub, read_torchvision
 from stillroom.data.objects import of_splits, read_objects
 from stillroom.data.parts import Source, without_labels
@@ -221,11 +222,21 @@ def _add_pool(source: Source, spec: Any) -> None:
 
 
 def _mask_classes(found: dict[str, Samples]) -> int:
-    """One more than the largest class in all masks, which are read for it where they are not in memory."""
-    largest = 1
+    """One more than the largest class in all masks, which are read for it where they are not in memory.
+
+    Raises:
+        ValueError: masks hold 255, which is no class, for no label.
+    """
+    largest, below = 1, 0
     for samples in (found[name] for name in ("train", "validation", "test") if name in found):
         for rows in torch.arange(len(samples)).split(64):
             labels = samples.labels[rows] if samples.labels is not None else samples.batch(rows).labels
             if labels is not None:
                 largest = max(largest, int(labels.max()))
+                below = max(below, int(torch.where(labels == VOID, 0, labels).max()))
+    if largest == VOID and below < VOID - 1:
+        raise ValueError(
+            f"masks hold {VOID} beside the classes 0 to {below}: give {UNLABELLED} where there is no label, and number "
+            "classes without gaps (0 and 1 for two)"
+        )
     return largest + 1
