@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from sklearn import metrics
 from torch import nn
@@ -285,6 +286,18 @@ def test_a_perfect_student_has_no_distillation_loss_and_no_gradient(name):
 def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown task 'clasification'; known tasks: classification, multi-label"):
         task_for("clasification")
+
+
+def test_a_teacher_that_is_built_for_classes_says_why_there_are_none(tmp_path):
+    for row in range(3):
+        Image.new("L", (4, 4)).save(tmp_path / f"{row}.png")
+    for data, why in ((tmp_path, "has no folder per class"), (torch.zeros(9, 2), "the data have no labels")):
+        with pytest.raises(ValueError, match=rf"{why}.*'conv-16-32' is built for a number of classes: give labels"):
+            Embeddings(data).for_models("conv-16-32", "conv-4-8")
+        for trained in (nn.Linear(2, 2), "timm/resnet18", str(tmp_path)):
+            task = Embeddings(data)
+            assert task.for_models(trained, "conv-4-8") is task
+    assert isinstance(Embeddings("digits").for_models("conv-16-32", None), Embeddings)
 
 
 def test_a_task_without_data_cannot_be_loaded():

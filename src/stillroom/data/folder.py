@@ -77,6 +77,8 @@ def read_folder(root: Path, *, task: str | None = None) -> Source:
                     "both must have the same class folders"
                 )
     found = {part: files for part, files in found.items() if files}
+    if not classes and found.get("train"):
+        notes.append(f"{splits['train'].name!r} has no folder per class: the data are taken as unlabelled")
     return _source(root, found, classes or None, task, notes)
 
 

@@ -132,7 +132,10 @@ def read_tables(
     if label_column is None and task != "unlabelled":
         label_column = _label_column(columns, images, image_column, features, task)
         if label_column is None:
-            notes.append(f"no label column was found among {', '.join(columns)}: the data are taken as unlabelled")
+            notes.append(
+                f"no label column was found among {', '.join(columns)} (name it with label_column=): the data are "
+                "taken as unlabelled"
+            )
     if image_column is None:
         free = [column for column in images if column != label_column]
         image_column = next((column for column in IMAGE_NAMES if column in free), free[0] if len(free) == 1 else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillroom.data.batch import Batch
+from stillroom.data.sources import find_source
 from stillroom.losses import Reduction, mean_squared_error, reduce
 from stillroom.losses._shared import at_least_float32, check_same_shape
 from stillroom.task.base import Meter, Task
@@ -130,6 +132,25 @@ class Embeddings(Task):
             at_least_float32(student_outputs), at_least_float32(teacher_outputs.detach()), dim=1
         )
         return reduce(1 - cosine, reduction)
+
+    def for_models(self, teacher: Any, student: Any) -> Task:
+        """Refuse a teacher that is built anew for classes, because there are none.
+
+        Raises:
+            ValueError: it is one of the embedded names; the message says why the data have no labels.
+        """
+        embedded = isinstance(teacher, str) and not set("/:") & set(teacher) and not Path(teacher).exists()
+        if not embedded or self.data is None:
+            return self
+        columns = {"label_column": self.label_column, "image_column": self.image_column}
+        source = find_source(self.data, **columns)
+        if source.kind != "unlabelled":
+            return self
+        why = next((note for note in source.notes if note.endswith("taken as unlabelled")), "the data have no labels")
+        raise ValueError(
+            f"{why}, and the teacher {teacher!r} is built for a number of classes: give labels (a folder per class, a "
+            "label column, pairs (X, y)), or a teacher that is trained already"
+        )
 
     def width(self, splits: Any) -> int | None:
         """The teacher decides."""
