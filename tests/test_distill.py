@@ -299,6 +299,68 @@ def test_a_comparison_goes_on_with_more_methods_but_not_with_other_arguments(tmp
             stillroom.compare("kd,dkd", *given, method_options=other, resume=True, **options)
 
 
+class Tokens(torch.utils.data.Dataset):
+    """What a tokenizer gives, item by item."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, row):
+        words = torch.randint(2, 9, (5,), generator=torch.Generator().manual_seed(row))
+        words[0] = row % 2
+        return {"input_ids": words, "attention_mask": torch.ones(5, dtype=torch.int64), "labels": row % 2}
+
+
+class Reader(nn.Module):
+    """A classifier of words with the arguments of those of transformers."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, width), nn.Linear(5 * width, 2)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return {"logits": self.head((self.words(input_ids) * attention_mask.unsqueeze(2)).flatten(1))}
+
+
+def test_dicts_of_tokens_go_to_networks_by_name():
+    r = stillroom.distill(
+        Reader(16), Reader(), Tokens(), teacher_epochs=30, batch_size=8, lr=0.03, steps=4, seeds=1, **QUIET
+    )
+    assert r.results["arms"]["teacher"]["values"][0] > 0.9
+    assert r.student({"input_ids": torch.ones(2, 5).long(), "attention_mask": torch.ones(2, 5)}).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"inputs of input_ids \(\d+, 5\), attention_mask .*self\.model\(\*\*batch\)"):
+        stillroom.distill(nn.Sequential(nn.Linear(5, 2)), Reader(), Tokens(), steps=4, seeds=1, **QUIET)
+
+
+class Broken(nn.Module):
+    """Fails for a reason of its own."""
+
+    def forward(self, inputs):
+        raise RuntimeError("the moon is full")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (mlp().half(), r"its weights are torch.float16, the inputs torch.float32: .*\.float\(\)"),
+        (lambda inputs: mlp()(inputs), r"a function is called with a Batch: use batch\.inputs"),
+        (Broken(), r"the moon is full; make it run by itself first"),
+        (mlp(features=9), r"mat1 and mat2.*; take a network for inputs of this shape"),
+    ],
+)
+def test_what_a_teacher_complains_of_gets_the_remedy_that_fits(teacher, message):
+    with pytest.raises(ValueError, match=rf"teacher cannot take inputs of shape \(8, 6\): .*{message}") as error:
+        run(teacher=teacher, steps=1, epochs=None)
+    assert "image_size" not in str(error.value)
+
+
+def test_images_of_a_wrong_size_get_the_remedy_for_images():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match=r"student .*\(.*, 1, 12, 8\): .*mat1.*; set image_size or channels, or"):
+        run(teacher=lambda batch: torch.zeros(len(batch), 3), student=lambda: net, data=(torch.rand(60, 1, 12, 8),
+            torch.arange(60) % 3), steps=1, epochs=None)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

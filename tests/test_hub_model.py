@@ -169,3 +169,23 @@ def test_descriptions():
     assert describe(resized).endswith("takes 1x32x32 in [0, 1], resized to 64x64")
     assert describe(nn.Linear(99, 10)) == "Linear, 1.0 k parameters"
     assert describe(Model(nn.Linear(4, 3))) == "Linear, 15 parameters"
+
+
+class Words(nn.Module):
+    """Takes what a tokenizer gives by name, as networks of transformers do."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return {"logits": torch.stack([input_ids.sum(1), attention_mask.sum(1)], 1).float()}
+
+
+class Whole(nn.Module):
+    """Takes the dict as one."""
+
+    def forward(self, batch):
+        return batch["input_ids"].float()
+
+
+def test_a_dict_is_given_by_name_to_a_network_that_takes_its_keys():
+    batch = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 0]])}
+    assert Model(Words(), channels=None)(batch).tolist() == [[3.0, 1.0]]
+    assert Model(Whole(), channels=None)(batch).tolist() == [[1.0, 2.0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +257,6 @@ def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
 
 def push(who: str, network: Any, batch: Any) -> Any:
     """Call a network once and turn its complaint into one sentence."""
-    import torch
-
     from stillroom.blocks.frozen import Frozen
 
     try:
@@ -265,12 +264,39 @@ def push(who: str, network: Any, batch: Any) -> Any:
     except Exception as error:
         if isinstance(error, (ValueError, TypeError)) and _is_ours(error):
             raise
-        shape = tuple(batch.inputs.shape) if hasattr(batch.inputs, "shape") else type(batch.inputs).__name__
-        words = getattr(batch.inputs, "dtype", None) == torch.int64
-        remedy = "give shorter blocks (length)" if words else "set image_size or channels"
-        raise ValueError(
-            f"the {who} cannot take inputs of shape {shape}: {_first_line(error)}; {remedy}, or use another model"
-        ) from error
+        inputs = batch.inputs
+        if isinstance(inputs, Mapping):
+            parts = (f"{name} {tuple(value.shape)}" for name, value in inputs.items() if hasattr(value, "shape"))
+            shape = f"inputs of {', '.join(parts)}"
+        else:
+            shape = f"inputs of shape {tuple(inputs.shape) if hasattr(inputs, 'shape') else type(inputs).__name__}"
+        said = _first_line(error).rstrip(".")
+        raise ValueError(f"the {who} cannot take {shape}: {said}; {_remedy(network, inputs, said)}") from error
+
+
+def _remedy(network: Any, inputs: Any, said: str) -> str:
+    """What to do about a network that fails on inputs."""
+    import torch
+    from torch import nn
+
+    inside = getattr(network, "network", network)
+    if not isinstance(inside, nn.Module):
+        return "a function is called with a Batch: use batch.inputs in it, as lambda batch: network(batch.inputs)"
+    if isinstance(inputs, Mapping):
+        return (
+            "a network gets the dict by name where its forward has its keys as arguments, else as it is: wrap yours in "
+            "a module with forward(self, batch): return self.model(**batch).logits"
+        )
+    kind = getattr(inputs, "dtype", torch.float32)
+    own = next((one.dtype for one in inside.parameters() if one.is_floating_point()), kind)
+    if kind == torch.int64:
+        return "give shorter blocks (length), or use another model"
+    if kind.is_floating_point and own != kind:
+        return f"its weights are {own}, the inputs {kind}: call .float() on the network before"
+    if not re.search(r"shape|size|channel|dimension|height|width|smaller", said.lower()):
+        return "make it run by itself first (STILLROOM_TRACEBACK=1 shows where it fails)"
+    image = getattr(inputs, "ndim", 0) == 4
+    return "set image_size or channels, or use another model" if image else "take a network for inputs of this shape"
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -313,7 +313,9 @@ def card_of(results: Mapping[str, Any]) -> str:
         "",
         *([f"Classes: {', '.join(results['class_names'])}", ""] if results.get("class_names") else []),
         *([results["opens_with"], ""] if results.get("opens_with") else []),
-        f"Load it with `{results.get('loads_with', 'stillroom.load(folder)')}`; repeat the run with",
+        f"Load it with {results.get('loads_with', '`stillroom.load(folder)`.')}",
+        "",
+        "Repeat the run with",
         "",
         f"    {results['command']}",
     ]
@@ -334,6 +336,7 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
     from stillroom import hub
     from stillroom.checkpoint import write_bytes, write_json
     from stillroom.experiment.report import write_report
+    from stillroom.hub.folder import how_to_load
 
     place.mkdir(parents=True, exist_ok=True)
     names = results.get("class_names")
@@ -346,7 +349,7 @@ def write_all(results: dict[str, Any], student: nn.Module, place: Path) -> None:
         metrics={name: arm["mean"] for name, arm in results["arms"].items()},
         overwrite=True,
     )
-    results["loads_with"] = hub.loading_code(place / "student")
+    results["loads_with"] = how_to_load(place / "student")
     write_bytes(place / "student" / "README.md", card_of(results).encode())
     results["student"]["file"] = str(Path("student") / "student.safetensors")
     write_json(place / "results.json", results)

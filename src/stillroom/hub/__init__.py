@@ -7,7 +7,7 @@ imported when a model asks for them, and nowhere else in the package.
 """
 
 from stillroom.hub.exporting import Exported, export
-from stillroom.hub.folder import load_folder, loading_code, save
+from stillroom.hub.folder import load_folder, save
 from stillroom.hub.language import LanguageModel, language_model, load_tokenizer
 from stillroom.hub.loading import load, load_teacher
 from stillroom.hub.model import Model, describe
@@ -25,7 +25,6 @@ __all__ = [
     "load_teacher",
     "load_tokenizer",
     "load_weights",
-    "loading_code",
     "read_weights",
     "save",
 ]

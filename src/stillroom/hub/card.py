@@ -62,6 +62,11 @@ def code_for(kind: str) -> str:
     return f'stillroom.load("path/to/this/folder"{needs.get(kind, "")})'
 
 
+def needs_of(config: Mapping[str, Any]) -> str:
+    """Say what code loading a network needs; empty where it needs none of a user's."""
+    return _NEEDS.get(config["kind"], "").format(name=config["name"])
+
+
 def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
     """Write a minimal README.md: what the model is, what it scored, how to load it with and without stillroom.
 
@@ -75,8 +80,8 @@ def model_card(model: Model, config: Mapping[str, Any], metrics: Mapping[str, An
         rows = [f"| {name} | {_shown(value)} |" for name, value in metrics.items()]
         parts.append("\n".join(["| metric | value |", "| --- | --- |", *rows]) + "\n")
     parts.append(f"```python\nimport stillroom\n\nmodel = {code_for(config['kind'])}\n```\n")
-    if needs := _NEEDS.get(config["kind"]):
-        parts.append(needs.format(name=config["name"]) + "\n")
+    if needs := needs_of(config):
+        parts.append(f"{needs}\n")
     foreign = _without_us(config)
     if isinstance(model, LanguageModel) and foreign:
         foreign = _LANGUAGE_WITHOUT_US

@@ -18,7 +18,7 @@ from stillroom._version import __version__
 from stillroom.blocks.taps import unwrapped
 from stillroom.checkpoint import write_bytes
 from stillroom.hub import building, code
-from stillroom.hub.card import code_for, model_card
+from stillroom.hub.card import code_for, model_card, needs_of
 from stillroom.hub.fetch import quiet
 from stillroom.hub.foreign import foreign_config
 from stillroom.hub.language import WEIGHTS_FILE, LanguageModel, has_tokenizer, load_tokenizer
@@ -124,7 +124,12 @@ def _also_as(file: Path, name: Path) -> None:
 
 
 def load_folder(
-    folder: str | Path, *, model: nn.Module | None = None, trust_code: bool = False, device: torch.device | str = "cpu"
+    folder: str | Path,
+    *,
+    model: nn.Module | None = None,
+    channels: int | None = None,
+    trust_code: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Model:
     """Load a model from a folder that `save` wrote.
 
@@ -135,6 +140,8 @@ def load_folder(
     Args:
         folder: written by `save`.
         model: the network to load the weights into, instead of building one; of a `Model` the network inside.
+        channels: of the inputs, where they are others than those of the data that the model was trained on: 1 for grey,
+            which is repeated to RGB, 3 for RGB, which becomes luminance.
         trust_code: run the function, file or class that the folder names.
         device: where the model goes.
 
@@ -144,7 +151,7 @@ def load_folder(
     Raises:
         FileNotFoundError: there is no such folder, or no student in it.
         ValueError: it was not written by `save` or by a later version, names code without `trust_code`, or its weights
-            do not fit.
+            do not fit; or the network takes other channels than grey or RGB.
     """
     folder = Path(folder)
     config = _read(folder)
@@ -155,21 +162,25 @@ def load_folder(
     else:
         net = _run(folder, config, trust_code)
     inner = {**config, "weights": "folder"}
+    if channels is not None:
+        inner["channels"] = channels
     loaded = Model.from_config(net, inner)
     fit_weights(net, read_weights(folder), where=str(folder / STUDENT_FILE), whose=name_of(loaded))
     if isinstance(loaded, LanguageModel) and has_tokenizer(folder):
         loaded.tokenizer = load_tokenizer(folder)
+    loaded.note_channels()
     return loaded.to(device).eval()
 
 
-def loading_code(folder: str | Path) -> str:
-    """The Python that loads a folder written by `save`, as its card says it.
+def how_to_load(folder: str | Path) -> str:
+    """Say how a folder written by `save` is loaded: the call, and what code it needs.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it was not written by `save`.
     """
-    return code_for(_read(Path(folder))["kind"])
+    config = _read(Path(folder))
+    return f"`{code_for(config['kind'])}`. {needs_of(config)}".rstrip()
 
 
 def is_folder(folder: str | Path) -> bool:

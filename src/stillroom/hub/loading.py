@@ -247,7 +247,8 @@ def _built(plan: Plan, wish: Wish) -> Model:
     )
     if new_head:
         model.notes.append(f"{name_of(model)} was trained on other classes: its last layer is new and untrained")
-    return _with_channel_note(model)
+    model.note_channels()
+    return model
 
 
 def _called(
@@ -288,7 +289,8 @@ def _wrapped(
     )
     model.training = net.training
     model.probe()
-    return _with_channel_note(model)
+    model.note_channels()
+    return model
 
 
 def _fitted(model: Model, classes: int | None, channels: int | None, image_size: int | None, size: int | None) -> Model:
@@ -303,7 +305,7 @@ def _fitted(model: Model, classes: int | None, channels: int | None, image_size:
         training = model.training
         model = Model.from_config(model.net, {**model.config, **changed}, model.notes)
         model.training = training
-        _with_channel_note(model)
+        model.note_channels()
     model.probe()
     return model
 
@@ -317,14 +319,6 @@ def _finished(
     if weights is not None:
         load_weights(model, weights)
         model.source["weights"] = "file"
-    return model
-
-
-def _with_channel_note(model: Model) -> Model:
-    if model.channels != model.net_channels:
-        how = "repeated to RGB" if model.channels == 1 else "turned into luminance"
-        note = f"{name_of(model)} takes {model.net_channels} channels: inputs of {model.channels} are {how}"
-        model.notes = [*(other for other in model.notes if other != note), note]
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +26,8 @@ class Model(nn.Module):
     (0.299 R + 0.587 G + 0.114 B) where the network's channels are others, resized to `size` (bilinear, antialiased)
     where they have another height or width, and normalised, (x - mean) / std per channel. Teacher and student with
     different sizes and statistics therefore answer the same batch. Inputs that are not `(N, C, H, W)` tensors (vectors,
-    sequences, dicts) go to the network as they are.
+    sequences, dicts) go to the network as they are; a dict by name where the network's `forward` has all its keys as
+    arguments, as those of transformers have (`input_ids`, `attention_mask`).
 
     What the network returns is reduced to its logits: `.logits` of a Hugging Face output, "logits" or "out" of a dict
     (torchvision segmentation), the first of a tuple or list. Maps `(N, C, h, w)` of a network that saw resized images
@@ -133,6 +135,13 @@ class Model(nn.Module):
         rest = {name: value for name, value in config.items() if name not in _INPUTS}
         return wrapper_of(net)(net, **{name: config.get(name) for name in _INPUTS}, source=rest, notes=notes)
 
+    def note_channels(self) -> None:
+        """Keep a note of it where inputs are brought to other channels."""
+        if self.channels != self.net_channels:
+            how = "repeated to RGB" if self.channels == 1 else "turned into luminance"
+            note = f"{name_of(self)} takes {self.net_channels} channels: inputs of {self.channels} are {how}"
+            self.notes = [*(other for other in self.notes if other != note), note]
+
     def probe(self) -> None:
         """Ask the network about two grey images of the size that callers give, where it is known; nothing is changed.
 
@@ -182,7 +191,10 @@ class Model(nn.Module):
             ValueError: another number of channels than `channels`, or of outputs than `classes`.
         """
         image = isinstance(inputs, Tensor) and inputs.ndim == 4
-        logits = logits_of(self.net(self.prepare(inputs) if image else inputs))
+        if isinstance(inputs, Mapping) and _takes_by_name(self.net, inputs):
+            logits = logits_of(self.net(**inputs))
+        else:
+            logits = logits_of(self.net(self.prepare(inputs) if image else inputs))
         if image and self.size is not None and logits.ndim == 4 and logits.shape[-2:] != inputs.shape[-2:]:
             logits = F.interpolate(logits, size=inputs.shape[-2:], mode="bilinear", align_corners=False)
         self.check_classes(logits)
@@ -193,9 +205,11 @@ class Model(nn.Module):
         if not images.is_floating_point():
             raise TypeError(f"images must be floats in [0, 1], given {images.dtype}: divide bytes by 255")
         if self.channels is not None and images.shape[1] != self.channels:
+            given = images.shape[1]
+            remedy = f"load it with channels={given}" if {given, self.net_channels} <= {1, 3} else "give it such inputs"
             raise ValueError(
                 f"inputs have shape {tuple(images.shape)}, expected (N, {self.channels}, H, W) by {name_of(self)}: "
-                f"load it with channels={images.shape[1]}"
+                f"{remedy}"
             )
         if self.channels == 1 and self.net_channels == 3:
             images = images.expand(-1, 3, -1, -1)
@@ -261,6 +275,14 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)) and output:
         return logits_of(output[0])
     raise TypeError(f"a network returned {type(output).__name__}, expected its logits as a tensor: wrap it in a module")
+
+
+def _takes_by_name(net: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a network's `forward` has the keys of a dict as arguments."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    whole = any(one.kind is one.POSITIONAL_ONLY or one.kind is one.VAR_POSITIONAL for one in parameters)
+    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    return set(inputs) <= named or (not named and not whole and any(one.kind is one.VAR_KEYWORD for one in parameters))
 
 
 def class_path(net: nn.Module) -> str:
