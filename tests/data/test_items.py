@@ -80,6 +80,24 @@ def palette(label):
     return mask
 
 
+def test_planes_of_floats_are_grey_images_where_a_form_is_named():
+    planes = X[:, 0]
+    for spec in ((planes, Y), list(TensorDataset(planes, Y)), {"train": (planes, Y), "test": (planes, Y)}):
+        assert load_data(spec).train.shape == (4, 4)
+        for options in ({"channels": 1}, {"image_size": 4}):
+            part = load_data(spec, **options).test
+            assert part.shape == (1, 4, 4)
+            batch = part.batch([0, 1, 2])
+            assert torch.equal(batch.inputs, X[batch.index % 20, :1])
+            assert torch.equal(batch.labels, batch.index % 2)
+        assert load_data(spec, channels=3, image_size=2).train.batch([0]).inputs.shape == (1, 3, 2, 2)
+    assert note(load_data((planes, Y), channels=1), "(4, 4)", "grey images")
+    with pytest.raises(ValueError, match=r"\[0, 1\].*16.*divide"):
+        load_data((planes * 16 / planes.max(), Y), channels=1)
+    with pytest.raises(ValueError, match=r"\(3, 4, 4\) in one part and \(4, 4\)"):
+        load_data({"train": (X, Y), "test": (planes, Y)}, channels=3)
+
+
 def test_masks_of_items():
     splits = load_data(Uneven("channel"))
     assert (splits.kind, len(splits.classes)) == ("segmentation", 3)

@@ -122,6 +122,16 @@ def test_rows_that_do_not_fit_are_refused():
         Splits(TensorSamples(images()), TensorSamples(images()), kind="guessing")
 
 
+def test_classes_that_are_tested_only_are_said():
+    inputs, labels = torch.zeros(8, 2), torch.tensor([0, 1, 0, 1, 0, 1, 2, 3])
+    splits = load_data(((inputs[:6], labels[:6]), (inputs, labels)), validation_share=0)
+    assert "2 classes occur in the test split, but not in the training samples: 2, 3" in splits.notes
+    words = ["ape", "cow", "ape", "cow", "ape", "cow", "cow", "dog"]
+    splits = load_data(((inputs[:6], words[:6]), (inputs, words)), validation_share=0)
+    assert "1 class occurs in the test split, but not in the training samples: dog" in splits.notes
+    assert not any("occur" in note for note in load_data((inputs[:6], labels[:6])).notes)
+
+
 def spoiled(*rows):
     inputs = torch.arange(80.0).view(40, 2) / 100
     inputs[list(rows)] = torch.tensor([0.5, float("nan")])

@@ -121,6 +121,11 @@ def decide_form(source: Source, image_size: int | None, channels: int | None) ->
             )
         return common_form(held, image_size, channels, source.notes)
     shapes = [part.samples.shape for part in held]
+    if (image_size is not None or channels is not None) and all(len(shape) == 2 for shape in shapes):
+        for one in source.parts.values():
+            if isinstance(one, SamplesPart):
+                one.planes_as_images(source.notes)
+        shapes = [part.samples.shape for part in held]
     shape = shapes[0]
     if any(other != shape for other in shapes) and image_size is None:
         raise ValueError(f"inputs have shape {shape} in one part and {shapes[-1]} in another: give all one shape")
@@ -132,8 +137,8 @@ def decide_form(source: Source, image_size: int | None, channels: int | None) ->
         return None
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(
-            f"inputs of shape {shape} are no images (1 or 3, height, width), so nothing can be resized: leave out "
-            "image_size and channels, and give a pool of the same shape"
+            f"inputs of shape {shape} are no images (1 or 3, height, width; floats or uint8), so nothing can be "
+            "resized: give images, or leave out image_size and channels and give a pool of the same shape"
         )
     form = Form(channels or shape[0], image_size or shape[1], image_size or shape[2])
     if source.kind == "segmentation" and form.shape[1:] != shape[1:]:

@@ -299,6 +299,32 @@ def check_form(image_size: int | None, channels: int | None) -> None:
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), given {channels}")
 
 
+def check_range(images: Tensor, name: str, notes: list[str]) -> None:
+    """Refuse float images that run from 0 to more than 2, and note others that leave [0, 1].
+
+    Args:
+        images: `(N, 1 or 3, H, W)` floats; anything else is left alone.
+        name: what to call them.
+        notes: gets a sentence.
+
+    Raises:
+        ValueError: they look like bytes or counts, not like images in [0, 1].
+    """
+    if images.ndim != 4 or not images.is_floating_point() or images.shape[1] not in (1, 3) or not images.numel():
+        return
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and high > 2:
+        raise ValueError(
+            f"float images must lie in [0, 1], given {name} up to {high:g}: divide by the largest value there can be "
+            "(255 for bytes), or pass uint8"
+        )
+    if low < 0 or high > 1:
+        notes.append(
+            f"{name} run from {low:.3g} to {high:.3g}: networks that are loaded by name expect [0, 1] and normalise by "
+            "themselves"
+        )
+
+
 def fit_tensor(images: Tensor, form: Form) -> Tensor:
     """Bring images that are tensors already to a form, as `decode` does with files.
 

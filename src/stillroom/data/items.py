@@ -128,7 +128,11 @@ class DatasetSamples(Samples):
 
     def _fit(self, value: Any) -> Any:
         form = self.form
-        return value if form is None else map_tensors(value, lambda images: fit_tensor(as_input(images), form))
+        if form is None:
+            return value
+        plane = self.collate is None and isinstance(value, Tensor) and value.ndim == 2  # a grey image without a channel
+        value = value.unsqueeze(0) if plane else value
+        return map_tensors(value, lambda images: fit_tensor(as_input(images), form))
 
 
 def known_labels(dataset: Any) -> Tensor | None:

@@ -21,6 +21,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from stillroom.data.images import check_range
 from stillroom.data.items import DatasetSamples, Keys, known_labels, take_apart
 from stillroom.data.labels import own_tensor, read_labels
 from stillroom.data.parts import PARTS, Part, SamplesPart, Source, part_of
@@ -207,7 +208,7 @@ def _read_dataset(
     notes.extend(samples.notes)
     inputs, labels, _ = samples.items(torch.tensor([0]))
     if isinstance(inputs, Tensor):
-        _check_range(inputs, "the first input", notes)
+        check_range(inputs, "the first input", notes)
     few = torch.linspace(0, len(samples) - 1, min(len(samples), 8)).long()
     if labels is None or (isinstance(labels, Tensor) and labels.ndim > 2):
         samples.look(few)
@@ -270,18 +271,5 @@ def array_inputs(value: Any, name: str, notes: list[str]) -> Tensor:
         )
     if tensor.dtype in (torch.bool, torch.float64, torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    _check_range(tensor, f"{name} inputs", notes)
+    check_range(tensor, f"{name} inputs", notes)
     return tensor
-
-
-def _check_range(tensor: Tensor, name: str, notes: list[str]) -> None:
-    if tensor.ndim != 4 or not tensor.is_floating_point() or tensor.shape[1] not in (1, 3) or not tensor.numel():
-        return
-    low, high = float(tensor.min()), float(tensor.max())
-    if low >= 0 and high > 2:
-        raise ValueError(f"float images must lie in [0, 1], given {name} up to {high:g}: divide by 255, or pass uint8")
-    if low < 0 or high > 1:
-        notes.append(
-            f"{name} run from {low:.3g} to {high:.3g}: networks that are loaded by name expect [0, 1] and normalise by "
-            "themselves"
-        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.data.batch import Batch
-from stillroom.data.images import Form, fit_tensor
+from stillroom.data.images import Form, check_range, fit_tensor
 from stillroom.data.samples import Kind, LazySamples, Samples, TensorSamples
 
 PARTS = ("train", "validation", "test", "unlabelled")
@@ -110,6 +110,25 @@ class SamplesPart:
             sizes[shape[1], shape[2]] += count
             greys[shape[0] == 1] += count
         return sizes, greys
+
+    def planes_as_images(self, notes: list[str]) -> None:
+        """Take inputs `(height, width)` of floats as grey images `(1, height, width)`; others are left alone.
+
+        Raises:
+            ValueError: they do not lie in [0, 1].
+        """
+        first = self.samples.batch([0]).inputs if len(self.samples.shape) == 2 and len(self) else None
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return
+        if isinstance(self.samples, Fits):
+            self.samples = self.samples.fitted(Form(1, *first.shape[1:]))
+            check_range(first.unsqueeze(1), "the first input", notes)
+        elif isinstance(self.samples, TensorSamples):
+            self.samples = self.samples.change_inputs(lambda planes: planes.unsqueeze(1))
+            check_range(self.samples.batch(torch.arange(len(self))).inputs, "inputs", notes)
+        else:
+            return
+        notes.append(f"inputs of shape {tuple(first.shape[1:])} are taken as grey images")
 
     def load(self, rows: Tensor, form: Form | None, lazy: bool, notes: list[str]) -> Samples:
         """Take rows, and bring their images to a form where it is another."""

@@ -13,7 +13,7 @@ from stillroom.data.condensed import is_condensed, read_condensed
 from stillroom.data.cut import cut, decide_form, load
 from stillroom.data.embedded import keep_labels
 from stillroom.data.folder import read_folder
-from stillroom.data.images import check_form
+from stillroom.data.images import check_form, listed
 from stillroom.data.labels import OTHER_TASKS, VOID
 from stillroom.data.named import BUILT_IN, BY_HAND, ON_THE_HUB, data_folder, read_hub, read_torchvision
 from stillroom.data.objects import of_splits, read_objects
@@ -102,6 +102,8 @@ def load_data(
     classes = source.classes
     if classes is None and source.kind == "segmentation":
         classes = [str(number) for number in range(_mask_classes(found))]
+    if source.kind == "classification" and classes is not None:
+        _note_unseen(found, classes, source.notes)
     splits = Splits(
         found["train"],
         found["test"],
@@ -240,3 +242,15 @@ def _mask_classes(found: dict[str, Samples]) -> int:
             "classes without gaps (0 and 1 for two)"
         )
     return largest + 1
+
+
+def _note_unseen(found: dict[str, Samples], classes: list[str], notes: list[str]) -> None:
+    """Say which classes are reported on that no training sample has."""
+    seen, reported = found["train"].labels, found["test"].labels
+    if not isinstance(seen, torch.Tensor) or not isinstance(reported, torch.Tensor):
+        return
+    unseen = [number for number in reported.unique().tolist() if number >= 0 and not bool((seen == number).any())]
+    if unseen:
+        what = "1 class occurs" if len(unseen) == 1 else f"{len(unseen)} classes occur"
+        names = listed([classes[number] for number in unseen])
+        notes.append(f"{what} in the test split, but not in the training samples: {names}")
