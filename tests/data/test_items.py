@@ -153,8 +153,17 @@ def test_a_list_of_batches_is_refused():
     for size in (7, 5):
         with pytest.raises(ValueError, match=rf"batches, the first of {size} samples.*DataLoader"):
             load_data(list(DataLoader(TensorDataset(X, Y), batch_size=size)))
-    tags = [(image, torch.tensor([0.0, 1.0, float(label)])) for image, label in zip(X, Y, strict=True)]
-    assert load_data(tags).kind == "multi-label"
+    whole = {"x": X, "label": Y}
+    for batches in (
+        [whole],
+        [{key: value[:7] for key, value in whole.items()}, {key: value[7:] for key, value in whole.items()}],
+        list(DataLoader(TensorDataset(X, Y + 0.5), batch_size=5)),
+    ):
+        with pytest.raises(ValueError, match=r"batches, the first of (20|7|5) samples"):
+            load_data({"train": batches})
+    for dtype in (torch.float32, torch.int64):
+        tags = [(image, torch.tensor([0, 1, int(label)]).to(dtype)) for image, label in zip(X, Y, strict=True)]
+        assert load_data(tags).kind == "multi-label"
     with pytest.raises(ValueError, match="a list of 2 values of different shapes"):
         load_data([[1, 2], [3]])
 

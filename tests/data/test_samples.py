@@ -150,6 +150,8 @@ def test_values_that_are_not_finite_are_refused_wherever_they_are():
         load_data((first, second))
     with pytest.raises(ValueError, match=r"of the unlabelled split.*\(row 7 of the unlabelled part\)"):
         load_data(first, unlabelled=spoiled(7))
+    with pytest.raises(ValueError, match=r"40 samples|NaN or infinite"):
+        load_data((torch.full((40, 3, 2, 2), torch.inf), labels))
     whole = TensorSamples({"a": torch.zeros(5, 2), "b": torch.tensor([0, 0, torch.inf, 0, torch.nan])})
     assert whole.not_finite().tolist() == [2, 4]
     assert whole.subset([4, 1]).not_finite().tolist() == [0]

@@ -121,20 +121,23 @@ def _is_list_of_samples(value: Any) -> bool:
     return isinstance(first, (Image.Image, Mapping))
 
 
-def _refuse_batches(items: list[Any]) -> None:
-    """Refuse a list of batches: as many labels as rows of the input, in every item."""
+def _refuse_batches(items: list[Any], keys: Keys) -> None:
+    """Refuse a list of batches: in every item as many labels as rows of the input."""
     lengths = set()
     for item in items:
-        if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(map(_is_array, item)):
+        inputs, labels, _ = take_apart(item, keys)
+        if not _is_array(inputs) or not _is_array(labels):
             return
-        inputs, labels = np.shape(item[0]), np.shape(item[1])
-        if len(inputs) < 2 or len(labels) != 1 or labels[0] != inputs[0]:
+        image = np.ndim(inputs) == 3 and len(inputs) in (1, 3)  # with a label per channel by chance
+        if image or np.ndim(inputs) < 2 or np.ndim(labels) != 1 or len(labels) != len(inputs):
             return
-        lengths.add(labels[0])
-    if len(lengths) > 1 or not torch.as_tensor(items[0][1]).is_floating_point():
+        lengths.add(len(labels))
+    classes = not torch.as_tensor(labels).is_floating_point()
+    if len(lengths) > 1 or classes or np.ndim(inputs) > 3:  # else one number per row of a single input
+        first = len(take_apart(items[0], keys)[1])
         raise ValueError(
-            f"the list holds {len(items)} batches, the first of {len(items[0][1])} samples, not samples: pass the data "
-            "set or the DataLoader they come from, or arrays (X, y)"
+            f"the list holds {len(items)} batches, the first of {first} samples, not samples: pass the data set or the "
+            "DataLoader they come from, or arrays (X, y)"
         )
 
 
@@ -161,7 +164,7 @@ def _read_part(spec: Any, part: str, keys: Keys, notes: list[str]) -> tuple[Samp
             raise ValueError(f"X has {len(inputs)} rows, but y has {len(spec[1])}: give one label per row")
         return TensorSamples(inputs), spec[1]
     if _is_list_of_samples(spec):
-        _refuse_batches(spec)
+        _refuse_batches(spec, keys)
         return _read_dataset(spec, None, part, keys, notes)
     if _is_array(spec) or isinstance(spec, list):
         return TensorSamples(array_inputs(spec, part, notes)), None
