@@ -12,8 +12,9 @@ from stillroom.experiment.run import Experiment
 from stillroom.method import Losses, Method, Needs
 from stillroom.task import Classification
 from stillroom.tripwires import NotFiniteError
-from tests.toys import cloud, mlp, splits, trained_teacher
+from tests.toys import cloud, conv, mlp, splits, trained_teacher
 
+GREY = torch.rand(60, 1, 8, 8), torch.arange(60) % 3
 QUIET = {"progress": False, "device": "cpu"}
 
 
@@ -369,6 +370,12 @@ def test_images_of_a_wrong_size_get_the_remedy_for_images():
         ({"method_options": {"temperature": 0}}, ValueError, "temperature must be a number above 0, given 0"),
         ({"epochs": -1}, ValueError, "epochs must be above 0, given -1"),
         ({"seeds": 0}, ValueError, "given 0 seeds"),
+        ({"teacher": conv(classes=5), "data": GREY}, ValueError, "the teacher: Sequential gives .* expected 3 classes"),
+        (
+            {"teacher": conv(), "student": conv(classes=5), "data": GREY},
+            ValueError,
+            "the student: Sequential gives .* expected 3 classes",
+        ),
         ({"teacher": mlp(classes=5)}, ValueError, "expected 3 classes"),
         ({"teacher": mlp(features=9)}, ValueError, r"teacher cannot take inputs of shape \(.*, 6\)"),
         ({"student": mlp(features=9)}, ValueError, r"student cannot take inputs of shape \(.*, 6\)"),

@@ -1,4 +1,6 @@
 import json
+import pickle
+import subprocess
 import sys
 import time
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from stillroom import hub
 from stillroom.blocks.frozen import Frozen
-from stillroom.hub import Model, describe, load, load_teacher
+from stillroom.hub import Model, code, describe, load, load_teacher
 
 BUILDER = """
 from torch import nn
@@ -423,3 +425,20 @@ def test_importing_the_hub_imports_no_zoo():
     code = f"import sys, stillroom.hub; print(sorted({zoos} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_a_method_of_a_file_is_one_class_that_other_processes_find(tmp_path):
+    file = tmp_path / "my.methods-2.py"
+    (tmp_path / "beside_it.py").write_text("BASE = dict\n")
+    file.write_text("from beside_it import BASE\n\nclass Mine(BASE):\n    answer = 1\n")
+    found = code.find_method(f"{file}:Mine")
+    assert code.find_method(f"{file}:Mine") is found
+    sent = pickle.dumps(found)
+    program = f"import pickle, stillroom.hub; print(pickle.loads({sent!r}).answer)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
+    assert not (tmp_path / "__pycache__").exists()
+    file.write_text("class Mine:\n    answer = 22\n")
+    assert code.find_method(f"{file}:Mine").answer == 22
+    with pytest.raises(ValueError, match=r"has no method class 'Yours', .* it has Mine$"):
+        code.find_method(f"{file}:Yours")

@@ -246,6 +246,8 @@ def built(who: str, spec: Any, build: Callable[[], Any]) -> Any:
         return build()
     except Exception as error:
         if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and _is_ours(error):
+            if type(error) is ValueError and who not in str(error):
+                raise ValueError(f"the {who}: {error}") from error
             raise
         spec = getattr(spec, "spec", spec)  # of a folder whose code is trusted
         name = spec if isinstance(spec, (str, Path)) else getattr(spec, "__name__", type(spec).__name__)

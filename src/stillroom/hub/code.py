@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
@@ -149,7 +150,8 @@ _ran: dict[str, tuple[int, int]] = {}
 
 def _module_of_file(where: str) -> ModuleType:
     path = _file(where)
-    module_name = f"{_PREFIX}{path.stem}_{str(path).encode().hex()}"
+    stem = re.sub(r"\W", "_", path.stem)  # a dot would make it a part of a package
+    module_name = f"{_PREFIX}{stem}_{str(path).encode().hex()}"
     told = path.stat()
     if _ran.get(module_name) != (told.st_mtime_ns, told.st_size):
         sys.modules.pop(module_name, None)
