@@ -56,11 +56,15 @@ def run_and_weigh(
     shipped = experiment.method or best_arm(results)
     student, seed = trained_student(experiment, results, place, shipped, seeds)
     if experiment.method is None:
-        say("measuring what a step of each arm costs")
+        if speaks:
+            say("measuring what a step of each arm costs")
         results["step_costs"] = step_costs_of(experiment, place, seeds[0], options)  # by all processes together
     if not processes.is_first():
         return results, student
-    results["notes"] = [*notes, *notes_of_rates(results), *notes_of_cache(results["arms"])]
+    found = [*guessing(experiment, results, splits), *notes_of_rates(results), *notes_of_cache(results["arms"])]
+    for note in found if speaks else ():
+        say(note)
+    results["notes"] = [*notes, *found]
     results["class_names"] = splits.classes
     if experiment.method is not None:
         results["kind"] = "distill"
@@ -69,9 +73,6 @@ def run_and_weigh(
             results["verdict"] = verdict_of(Span.read(results["difference"]))
     results["sample"], results["takes"] = experiment.task.sample_name(splits), experiment.task.takes
     results["costs"] = costs_of(experiment, splits, student, place)
-    if experiment.method is None:
-        say("measuring what a step of each arm costs")
-        results["step_costs"] = step_costs_of(experiment, place, seeds[0], options)
     results["student"] = {
         "parameters": sum(p.numel() for p in student.parameters()),
         "file": None,
@@ -255,6 +256,23 @@ def notes_of(experiment: Experiment, splits: Any) -> list[str]:
     if experiment.equal_time:
         notes.append("Every arm has the wall-clock of the slowest one instead of the same number of steps.")
     return notes
+
+
+def guessing(experiment: Experiment, results: Mapping[str, Any], splits: Any) -> list[str]:
+    """Say that no arm has learned anything, where none is clearly better than a guess; else nothing."""
+    from stillroom.task import teacher_beats_chance
+
+    labels = splits.test.labels
+    means = [arm["mean"] for arm in results["arms"].values() if arm["role"] != "teacher" and arm["mean"] is not None]
+    if labels is None or not means:
+        return []
+    best = (max if results["higher_is_better"] else min)(means)
+    if not teacher_beats_chance({results["metric"]: best}, experiment.task, labels, len(splits.test)):
+        return []
+    return [
+        "No arm is clearly better than guessing: nothing can be said of methods before a student learns; train longer, "
+        "raise the learning rate, or check the data."
+    ]
 
 
 def notes_of_rates(results: Mapping[str, Any]) -> list[str]:
