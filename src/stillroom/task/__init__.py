@@ -109,16 +109,17 @@ def teacher_beats_chance(measured: dict[str, float], task: Task, labels: Tensor,
     count = samples if isinstance(samples, int) else len(samples)
     if task.metric == "accuracy" and guess == 1:
         return (
-            f"all {count} samples that the teacher is measured on have the same label, so that it cannot be told from a "
-            "guess: measure it on samples of several classes"
+            f"all {count} samples that the teacher is measured on have the same label, so that it cannot be told from "
+            "a guess: measure it on samples of several classes"
         )
     margin = 2 * (guess * (1 - guess) / count) ** 0.5 if task.metric == "accuracy" else 0.0
     sign = 1 if task.higher_is_better else -1
     if sign * measured[task.metric] > sign * guess + margin:
         return ""
+    name = task.metric.replace("_", " ")
     how = "not clearly better" if sign * measured[task.metric] > sign * guess else "no better"
     return (
-        f"the teacher's {task.metric.replace('_', ' ')} on {count} samples of this data is {measured[task.metric]:.3f}, "
+        f"the teacher's {name} on {count} samples of this data is {measured[task.metric]:.3f}, "
         f"{how} than guessing ({guess:.3f}): check {task.teacher_faults}, give it weights, or train it first "
         "(--teacher-epochs)"
     )
