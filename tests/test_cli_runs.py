@@ -285,6 +285,12 @@ def test_a_student_of_ones_own_code_is_used_again_when_that_is_trusted(own, caps
     assert "trust_code=True" in card
 
 
+def test_trust_changes_nothing_where_no_folder_names_code(here, capsys):
+    assert run(f"distill {TINY} --trust-code --out run", capsys)[0] == 0
+    code, _, error = run(f"distill {TINY} --out run --resume", capsys)
+    assert code == 0, error
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_method_of_ones_own_is_named_by_its_file(own, capsys, jobs):
     small = f"{TINY} --jobs {jobs} --seeds 2"

@@ -80,12 +80,19 @@ def experiment_of(methods: Mapping[str, tuple[Any, Mapping[str, Any]]], options:
 
 
 def _trusted(model: Any, trust_code: bool) -> Any:
-    """A model's name with the trust that the user has in a folder's code; anything else as it is."""
-    from stillroom.hub.folder import Trusted
+    """The name of a folder with the trust that the user has in its code; anything else as it is."""
+    from stillroom.hub.folder import Trusted, is_folder
 
     if isinstance(model, (list, tuple)):
         return [_trusted(one, trust_code) for one in model]
-    return Trusted(str(model)) if trust_code and isinstance(model, (str, Path)) else model
+    if not trust_code or not isinstance(model, (str, Path)):
+        return model
+    text = str(model)
+    return (
+        Trusted(text)
+        if any(is_folder(Path(one).expanduser()) for one in (text, text.rpartition("@")[0]) if one)
+        else model
+    )
 
 
 def check_early(options: Mapping[str, Any]) -> None:
