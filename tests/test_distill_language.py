@@ -46,14 +46,14 @@ def test_the_report_speaks_of_blocks_and_tokens(run):
     card = (run.folder / "student" / "README.md").read_text()
     assert "token numbers" in card
     assert "inputs in [0, 1]" not in card
-    assert "--task language-modelling" in card
+    assert "task='language-modelling'" in card
 
 
 def test_the_student_is_loaded_with_its_tokenizer(run):
     student = stillroom.load(run.folder / "student")
     ids = torch.tensor([student.tokenizer.encode("The if statement")])
     assert student(ids).shape == (1, 16, len(student.tokenizer))
-    again = experiment_of([("kd", {})], _given(teacher=str(run.folder / "student"), student="gpt-1-16"))
+    again = experiment_of({"kd": ("kd", {})}, _given(teacher=str(run.folder / "student"), student="gpt-1-16"))
     assert again.task.tokenizer == str(run.folder / "student")
 
 
@@ -131,7 +131,7 @@ def test_modules_and_tokens_of_ones_own():
 def test_what_does_not_fit_is_refused(options, words):
     given = _given(**options)
     with pytest.raises(ValueError, match=words):
-        experiment_of([(given["method"], {})], given)
+        experiment_of({given["method"]: (given["method"], {})}, given)
 
 
 @pytest.mark.parametrize("method", [KD, Alone])

@@ -382,10 +382,10 @@ def test_the_embedded_task_trains_no_teacher_for_it():
     from inspect import signature
 
     defaults = {name: p.default for name, p in signature(distill).parameters.items()}
-    experiment = experiment_of([("lsskd", {})], defaults)
+    experiment = experiment_of({"lsskd": ("lsskd", {})}, defaults)
     assert (experiment.teacher, experiment.teacher_training) == (None, None)
     assert experiment.student == "conv-8-16"
-    assert experiment_of([("lsskd-mutual", {})], defaults).teacher == "conv-32-64"
+    assert experiment_of({"lsskd-mutual": ("lsskd-mutual", {})}, defaults).teacher == "conv-32-64"
 
 
 def test_the_recipe_runs(tmp_path):
