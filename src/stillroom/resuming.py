@@ -55,8 +55,8 @@ def restore(loop: Loop) -> None:
     """Take over where the last checkpoint in the training's folder stood; nothing where there is none.
 
     Raises:
-        ValueError: no folder, or the checkpoint is of another training: other steps, seed, batch size, samples, teacher
-            or method.
+        ValueError: no folder, or the checkpoint is of another training: other steps, seed, batch size, samples or
+            teacher.
     """
     if loop.folder is None:
         raise ValueError("resume=True needs the folder of the run: pass folder=")
@@ -92,7 +92,6 @@ def identity_of(loop: Loop) -> dict[str, Any]:
     """What a training is of, as plain values that another one is told apart by."""
     train = loop.train
     found: dict[str, Any] = {
-        "method": type(loop.method).__name__,
         "seed": loop.seed,
         "batch size": loop.training.batch_size,
         "teacher": loop.fitted.teacher,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.blocks.frozen import Frozen
-from stillroom.blocks.providers import ask
 from stillroom.data.batch import Batch
 from stillroom.data.samples import Samples
 from stillroom.data.stream import sequential
@@ -167,17 +167,35 @@ def gradient_shares(losses: Losses, parameters: Sequence[nn.Parameter]) -> dict[
     return {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
 
-@torch.no_grad()
-def require_logits(teacher: nn.Module, task: Task, samples: Samples, device: Any = None) -> None:
+@contextmanager
+def logits_required(teacher: nn.Module, task: Task) -> Iterator[None]:
     """Stop when a teacher of a task with one class per sample or position gives probabilities in place of logits.
 
+    Args:
+        teacher: whose first answer within the block is looked at.
+        task: what the answers mean.
+
     Raises:
-        TrainingError: in every row of up to 64 samples all numbers are 0 or more and add up to 1.
+        TrainingError: in every row of the answer all numbers are 0 or more and add up to 1.
     """
-    if task.name not in ("classification", "segmentation") or not len(samples):
+    if task.name not in ("classification", "segmentation"):
+        yield
         return
-    batch = samples.batch(torch.arange(min(len(samples), 64)))
-    said = ask(teacher, batch if device is None else batch.to(device))
+    seen: list[bool] = []
+
+    def look(module: nn.Module, given: Any, said: Any) -> None:
+        if not seen:
+            seen.append(True)
+            _refuse_probabilities(said)
+
+    hook = teacher.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _refuse_probabilities(said: Any) -> None:
     if not isinstance(said, Tensor) or said.ndim < 2 or said.shape[1] < 2 or not said.is_floating_point():
         return
     if bool((said == said[:1]).all()):  # it says the same of all: a guess, which is looked for elsewhere
@@ -197,17 +215,19 @@ def require_teacher(teacher: Frozen, task: Task, samples: Samples, device: torch
         TrainingError: with both numbers and what to do.
     """
     teacher = teacher.settled if isinstance(teacher, Frozen) else teacher
-    require_logits(teacher, task, samples, device)
     if samples.labels is None and samples.has_labels:  # they come with the inputs
         few = samples.subset(torch.arange(min(len(samples), 8)))
-        if complaint := task.no_teacher(task.evaluate(teacher, sequential(few, 8), device=device)):
+        with logits_required(teacher, task):
+            measured = task.evaluate(teacher, sequential(few, 8), device=device)
+        if complaint := task.no_teacher(measured):
             raise TrainingError(complaint)
         return
     if samples.labels is None or len(samples) < 20:
         return
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))  # a folder is sorted by class
     samples = samples.subset(order[:1024])
-    measured = task.evaluate(teacher, sequential(samples, 256), device=device)
+    with logits_required(teacher, task):
+        measured = task.evaluate(teacher, sequential(samples, 256), device=device)
     labels = samples.labels
     if labels is not None and (complaint := teacher_beats_chance(measured, task, labels, len(samples))):
         raise TrainingError(complaint)

@@ -21,7 +21,7 @@ from stillroom.fit import fit
 from stillroom.method import Method
 from stillroom.task import Task, teacher_beats_chance
 from stillroom.training import Training
-from stillroom.tripwires import TrainingError, require_logits
+from stillroom.tripwires import TrainingError, logits_required
 
 
 def obtain_teacher(
@@ -131,8 +131,8 @@ def measure_teacher(
     splits = load_splits(task, 0, everything=True)
     if device is not None:
         teacher.to(device)
-    require_logits(teacher, task, splits.test, device)
-    measured = task.evaluate(teacher, sequential(splits.test, 256, workers=workers), teacher=teacher, device=device)
+    with logits_required(teacher, task):
+        measured = task.evaluate(teacher, sequential(splits.test, 256, workers=workers), teacher=teacher, device=device)
     if beats_chance and (complaint := task.no_teacher(measured)):
         raise TrainingError(complaint)
     labels = splits.test.labels if beats_chance else None
