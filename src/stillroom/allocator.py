@@ -18,10 +18,10 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, so that the next training step on the CPU finds it ready.
 
     By default glibc gives the activations of a step back to the operating system when the step ends, and the next step
-    waits for every page of them anew: a fifth of a CIFAR-size step (`benchmarks/step_time.py`). Afterwards the process
-    holds what it once needed until it ends. The command line and the processes it starts do so; a program of yours
-    calls this once, before training. A process whose environment says how glibc is to allocate (`MALLOC_...`,
-    `GLIBC_TUNABLES`) is left as it is.
+    waits for every page of them anew: between a fiftieth and a fifth of a CIFAR-size step, from run to run
+    (`benchmarks/step_time.py`). Afterwards the process holds what it once needed until it ends. The command line and
+    the processes it starts do so; a program of yours calls this once, before training. A process whose environment says
+    how glibc is to allocate (`MALLOC_...`, `GLIBC_TUNABLES`) is left as it is.
 
     Returns:
         Whether it was done; not with other C libraries than glibc.
