@@ -94,7 +94,7 @@ def recipe(
         method="l2d",
         controls=("exchanged",),
         rivals=("softmax kd",),
-        seeds=4,
+        seeds=3,
     )
 
 
