@@ -140,7 +140,7 @@ class _Control(nn.Module):
 
     def take_away(self, logits: Tensor) -> Tensor:
         """What is passed on of the teacher's outputs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define take_away(logits)")
 
 
 class ScrambledTeacher(_Control):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -186,7 +187,7 @@ class Loop:
                         self._evaluate(log, display)
                         resuming.save(self)
                     display.step(self.step)
-                    if any_of(self.accelerator, stop.is_set()):
+                    if self._is_to_end(stop):
                         resuming.save(self)
                         where = f"; resume it with resume=True (--resume) in {self.folder}" if self.folder else ""
                         raise KeyboardInterrupt(f"stopped after step {self.step} of {self.steps}{where}")
@@ -195,6 +196,11 @@ class Loop:
                 if len(self.stages.plan) > 1:
                     log.write({"step": self.step, **self.fitted.stages[-1]})
         return self._finish()
+
+    def _is_to_end(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to; asking the others waits for a GPU, so there it is done now and then."""
+        seldom = self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu"
+        return (not seldom or self.step % self.log_every == 0) and any_of(self.accelerator, stop.is_set())
 
     def _enter_stage(self, log: JSONLines) -> None:
         stage = self.stages.stage

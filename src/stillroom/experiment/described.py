@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillroom.blocks.frozen import bytes_of
 from stillroom.checkpoint import random_state, set_random_state
 from stillroom.data.batch import tensors_in
 from stillroom.data.samples import Samples, Splits, TensorSamples
@@ -92,8 +93,8 @@ def _checksum(parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            for stored in _stored(part.detach().cpu()):
-                digest.update(stored.contiguous().flatten().view(torch.uint8).numpy().data)
+            for stored in _stored(part.detach()):
+                digest.update(bytes_of(stored))
         elif isinstance(part, np.ndarray) and part.dtype != object:
             digest.update(f"{part.shape}{part.dtype}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())

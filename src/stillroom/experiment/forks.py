@@ -48,7 +48,8 @@ def begin(jobs: int | None) -> None:
     forkserver.set_forkserver_preload(list(IMPORTED))
     with interrupted_later():
         forkserver.ensure_running()
-    atexit.register(_end)
+    atexit.unregister(_end)
+    atexit.register(_end, os.getpid())
 
 
 def context() -> BaseContext:
@@ -69,8 +70,10 @@ def interrupted_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end() -> None:
-    """Let the server not outlive its parent by the time that its imports take."""
+def _end(parent: int) -> None:
+    """Let the server not outlive its parent by the time that its imports take; a fork of the parent is not it."""
+    if os.getpid() != parent:
+        return
     server = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
     if server is not None:
         with suppress(ProcessLookupError):
